@@ -1,0 +1,1 @@
+"""Mixed operations: one file a relaxation."""

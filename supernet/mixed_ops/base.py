@@ -1,0 +1,141 @@
+"""A searchable position, and the relaxation that says how its candidates are mixed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from supernet.choice import Architecture, Choice
+
+
+@dataclass(frozen=True)
+class PathWeights:
+    """What multiplies the candidates of one choice in one forward pass.
+
+    Attributes:
+        active: indices of the candidates that run; the others are not touched.
+        values: shape (num_active,), one factor an active candidate; None is a factor of one each,
+            which saves the multiplication and its memory.
+    """
+
+    active: tuple[int, ...]
+    values: Tensor | None = None
+
+
+Weights = Mapping[str, PathWeights]  # by choice name
+Candidates = Mapping[str, Callable[[], nn.Module]]  # option -> builder of its module
+
+
+class Searchable(nn.Module):
+    """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`."""
+
+
+class MixedOp(Searchable):
+    """Candidates that read the same input: y = sum_i w_i o_i(x) over the active ones.
+
+    Args:
+        choice: names the weights of this position; positions may share a choice (tied cells).
+        candidates: one module builder an option of the choice.
+    """
+
+    def __init__(self, choice: Choice, candidates: Candidates) -> None:
+        super().__init__()
+        assert tuple(candidates) == choice.options, (choice, tuple(candidates))
+        self.choice = choice
+        self.candidates = nn.ModuleDict({name: build() for name, build in candidates.items()})
+
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        """Shapes: x is any input of the candidates, the result is their common output."""
+        path = weights[self.choice.name]
+        output = None
+        for position, index in enumerate(path.active):
+            term = self.candidates[self.choice.options[index]](x)
+            if path.values is not None:
+                term = path.values[position].to(term.dtype) * term
+            output = term if output is None else output + term
+        assert output is not None, f"no active candidate in choice {self.choice.name!r}"
+        return output
+
+
+def run_layer(layer: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:
+    """Call a fixed layer or a searchable one; `weights` is None in a derived network."""
+    return layer(x, weights) if isinstance(layer, Searchable) else layer(x)
+
+
+def one_hot(architecture: Architecture, choices: tuple[Choice, ...]) -> dict[str, PathWeights]:
+    """Weights that run exactly the candidates of `architecture`."""
+    return {
+        choice.name: PathWeights((choice.index(architecture[choice.name]),))
+        for choice in choices
+    }
+
+
+@dataclass
+class Sample:
+    """One draw of a relaxation for an architecture step.
+
+    Attributes:
+        weights: for the supernet's forward pass, differentiable in the logits.
+        cost_weights: by choice, shape (num_options,): probabilities for the cost term,
+            differentiable where the relaxation lets the cost act.
+        mass: what `Relaxation.after_step` needs to restore, by choice.
+    """
+
+    weights: dict[str, PathWeights]
+    cost_weights: dict[str, Tensor]
+    mass: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Relaxation(ABC):
+    """How logits become weights. Subclasses are stateless; randomness comes from `generator`,
+    a CPU generator that is seeded alike in every process.
+    """
+
+    has_logits: ClassVar[bool] = True
+
+    def build(self, choice: Choice, candidates: Candidates) -> MixedOp:
+        """The module that stands at a searchable position."""
+        return MixedOp(choice, candidates)
+
+    @abstractmethod
+    def for_weight_step(
+        self, logits: Mapping[str, Tensor], generator: torch.Generator, progress: float
+    ) -> dict[str, PathWeights]:
+        """Weights of a weight step; nothing in them requires a gradient.
+
+        Args:
+            logits: by choice, shape (num_options,).
+            progress: share of the search's weight steps already done, in [0, 1].
+        """
+
+    @abstractmethod
+    def for_architecture_step(
+        self, logits: Mapping[str, Tensor], generator: torch.Generator
+    ) -> Sample:
+        """Weights of an architecture step, differentiable in the logits."""
+
+    def after_step(self, logits: Mapping[str, Tensor], sample: Sample) -> None:  # noqa: B027
+        """Correct the logits in place after the optimizer moved them; by default nothing."""
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
+        """Refuse an optimizer of the logits under which the rule is not exact.
+
+        Raises:
+            ValueError: says which setting and which value is needed.
+        """
+
+    def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Selection probabilities by choice, shape (num_options,), for expectations and logs."""
+        return {name: torch.softmax(vector, dim=-1) for name, vector in logits.items()}
+
+    def scores(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Linear score of every option; derivation maximises their sum (log-probabilities)."""
+        return {
+            name: torch.log_softmax(vector.detach().double(), dim=-1)
+            for name, vector in logits.items()
+        }

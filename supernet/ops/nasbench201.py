@@ -1,0 +1,40 @@
+"""Operations of NAS-Bench-201 (Dong & Yang 2020, section 2.1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Zero(nn.Module):
+    """`none`: the edge carries nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape)
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, convolution, batch norm; size-preserving at stride 1."""
+
+    def __init__(
+        self, in_chs: int, out_chs: int, kernel_size: int, stride: int = 1, affine: bool = True
+    ) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_chs, out_chs, kernel_size, stride, kernel_size // 2, bias=False),
+            nn.BatchNorm2d(out_chs, affine=affine),
+        )
+
+
+class ResidualReduction(nn.Module):
+    """The block between stages: two 3x3 convolutions, the first of stride 2, and a shortcut."""
+
+    def __init__(self, in_chs: int, out_chs: int, affine: bool = True) -> None:
+        super().__init__()
+        self.conv_a = ReLUConvBN(in_chs, out_chs, 3, stride=2, affine=affine)
+        self.conv_b = ReLUConvBN(out_chs, out_chs, 3, affine=affine)
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2, stride=2), nn.Conv2d(in_chs, out_chs, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.conv_b(self.conv_a(x))

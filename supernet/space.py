@@ -1,0 +1,196 @@
+"""What can be built: the choices of a space, its validity rules and its network."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supernet.choice import Architecture, Choice, canonical_json
+from supernet.mixed_ops.base import Candidates, MixedOp
+from supernet.network import Network
+
+Select = Callable[[Choice, Candidates], nn.Module]
+
+
+@dataclass(frozen=True)
+class LinearConstraint:
+    """lower <= sum of `terms[choice, option]` over the chosen options <= upper.
+
+    The form an integer program takes; a term that is not listed counts zero.
+    """
+
+    terms: Mapping[tuple[str, str], float]
+    lower: float = -math.inf
+    upper: float = math.inf
+
+    def holds(self, architecture: Architecture) -> bool:
+        total = sum(self.terms.get(pair, 0.0) for pair in architecture)
+        return self.lower <= total <= self.upper
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """An architecture to draw: nodes are labels, edges are (source, target, label)."""
+
+    nodes: tuple[str, ...]
+    edges: tuple[tuple[int, int, str], ...]
+
+
+class SearchSpace(ABC):
+    """Base of all spaces. Subclasses pass their constructor's arguments on as `settings`.
+
+    Args:
+        choices: every decision of the space, in a fixed order.
+        settings: JSON values from which `type(self)(**settings)` builds an equal space; they
+            include `in_chans` and `img_size`, the input a derived network declares by default.
+        constraints: which architectures are valid.
+    """
+
+    def __init__(
+        self,
+        choices: tuple[Choice, ...],
+        settings: Mapping[str, Any],
+        constraints: tuple[LinearConstraint, ...] = (),
+    ) -> None:
+        self.choices = choices
+        self.settings = canonical_json(settings)
+        self.constraints = constraints
+        self.in_chans: int = settings["in_chans"]
+        self.img_size: int = settings["img_size"]
+
+    @property
+    def id(self) -> str:
+        """Import path of the class: the same text as Hydra's `_target_`."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @property
+    def size(self) -> int:
+        """Number of architectures, valid or not."""
+        return math.prod(len(choice.options) for choice in self.choices)
+
+    @abstractmethod
+    def build(self, select: Select, num_classes: int, search: bool) -> Network:
+        """Build the network; `select` says what stands at each searchable position.
+
+        Args:
+            select: called with a choice and the builders of its candidates.
+            num_classes: outputs of the classifier.
+            search: the form that is trained with shared weights (some spaces drop the affine
+                part of their batch norms there).
+        """
+
+    @abstractmethod
+    def diagram(self, architecture: Architecture) -> Diagram:
+        """The architecture as a small graph, for the report."""
+
+    def build_supernet(self, num_classes: int, build: Select = MixedOp) -> Network:
+        """The network that holds every candidate; call it as `supernet(x, weights)`."""
+        return self.build(build, num_classes, search=True)
+
+    def build_network(self, architecture: Architecture, num_classes: int) -> Network:
+        """The plain network of one architecture; call it as `network(x)`.
+
+        Raises:
+            ValueError: the architecture is not of this space.
+        """
+        architecture = self.check(architecture)
+
+        def select(choice: Choice, candidates: Candidates) -> nn.Module:
+            return candidates[architecture[choice.name]]()
+
+        return self.build(select, num_classes, search=False)
+
+    def architecture(self, options: Mapping[str, str]) -> Architecture:
+        """Settle every choice by name.
+
+        Raises:
+            ValueError: unknown or missing choices, or an unknown option, each by name.
+        """
+        names = [choice.name for choice in self.choices]
+        if unknown := [name for name in options if name not in names]:
+            raise ValueError(
+                f"{self.id} has no choice {', '.join(map(repr, unknown))}; "
+                f"valid: {', '.join(names)}"
+            )
+        if missing := [name for name in names if name not in options]:
+            raise ValueError(f"no option given for choice {', '.join(map(repr, missing))}")
+        for choice in self.choices:
+            choice.index(options[choice.name])
+        pairs = tuple((name, options[name]) for name in names)
+        return Architecture(self.id, self.settings, pairs)
+
+    def check(self, architecture: Architecture) -> Architecture:
+        """The same architecture with its choices in this space's order.
+
+        Raises:
+            ValueError: of another space or of other settings, or with unknown names.
+        """
+        if architecture.space != self.id:
+            raise ValueError(f"the architecture is of {architecture.space}, not of {self.id}")
+        if architecture.settings != self.settings:
+            theirs, ours = json.loads(architecture.settings), json.loads(self.settings)
+            differ = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+            raise ValueError(
+                f"the architecture was made with other settings of {self.id}: "
+                + ", ".join(f"{k}={theirs.get(k)!r} instead of {ours.get(k)!r}" for k in differ)
+            )
+        return self.architecture(dict(architecture))
+
+    def is_valid(self, architecture: Architecture) -> bool:
+        return all(constraint.holds(architecture) for constraint in self.constraints)
+
+    def sample(self, generator: torch.Generator) -> Architecture:
+        """Draw uniformly among the valid architectures (by rejection)."""
+        while True:
+            architecture = self.architecture(
+                {
+                    choice.name: choice.options[
+                        int(torch.randint(len(choice.options), (1,), generator=generator))
+                    ]
+                    for choice in self.choices
+                }
+            )
+            if self.is_valid(architecture):
+                return architecture
+
+    def scores(self, option_scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Hook for spaces whose probabilities do not multiply: the linear score of each option."""
+        return option_scores
+
+    @cached_property
+    def by_name(self) -> dict[str, Choice]:
+        return {choice.name: choice for choice in self.choices}
+
+    @staticmethod
+    def of(architecture: Architecture) -> SearchSpace:
+        """Rebuild the space an architecture belongs to, and check the architecture against it.
+
+        Raises:
+            ValueError: the class cannot be imported, is no `SearchSpace`, or refuses the
+                settings or the names.
+        """
+        module, _, name = architecture.space.rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"the architecture's space {architecture.space!r} cannot be imported ({error}); "
+                "install the package that defines it"
+            ) from None
+        if not (isinstance(cls, type) and issubclass(cls, SearchSpace)):
+            raise ValueError(f"{architecture.space!r} is not a SearchSpace")
+        try:
+            space: SearchSpace = cls(**json.loads(architecture.settings))
+        except TypeError as error:
+            raise ValueError(f"{architecture.space} refuses the settings: {error}") from None
+        space.check(architecture)
+        return space
