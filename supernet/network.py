@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import SelectAdaptivePool2d
+from timm.layers import SelectAdaptivePool2d, create_classifier
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from supernet.mixed_ops.base import MixedOp, Weights, run_layer
 
@@ -31,6 +33,8 @@ class Block:
 class Network(nn.Module):
     """`forward(x)` of a derived network, `forward(x, weights)` of a supernet.
 
+    A derived network has the methods timm expects of a model.
+
     Args:
         stem: from the image.
         stem_stride: reduction of the stem.
@@ -40,7 +44,14 @@ class Network(nn.Module):
         num_classes: outputs of the classifier; 0 for none.
         in_chans: channels of the image.
         img_size: side of the image the network declares by default.
+
+    Attributes:
+        drop_rate: dropout before the classifier, in training.
+        grad_checkpointing: recompute each block in the backward pass, to save memory.
     """
+
+    global_pool: SelectAdaptivePool2d
+    classifier: nn.Module
 
     def __init__(
         self,
@@ -58,35 +69,119 @@ class Network(nn.Module):
         self.stem = stem
         self.blocks = nn.ModuleList(block.module for block in blocks)
         self.final = final
-        self.num_features = self.head_hidden_size = num_features
+        self.num_features = num_features
         self.in_chans = in_chans
         self.img_size = img_size
+        self.drop_rate = 0.0
+        self.grad_checkpointing = False
         self.feature_info = _feature_info(blocks, stem_stride)
-        self.reset_classifier(num_classes)
+        self.reset_classifier(num_classes, "avg")
 
-    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier (0 classes: none), and another pooling unless `global_pool` is None."""
+        if global_pool is None:
+            global_pool = self.global_pool.pool_type
         self.num_classes = num_classes
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-        width = self.num_features * self.global_pool.feat_mult()
-        self.classifier = nn.Linear(width, num_classes) if num_classes > 0 else nn.Identity()
+        reference = next(self.stem.parameters())
+        self.global_pool, self.classifier = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool
+        )
+        self.classifier.to(reference.device, reference.dtype)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.classifier.train(self.training)
 
     def get_classifier(self) -> nn.Module:
         return self.classifier
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter names by depth, for timm's layer-wise learning rate decay."""
+        return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^final", (99999,))]}
+
+    def _run(self, block: nn.Module, x: Tensor, weights: Weights | None = None) -> Tensor:
+        if self.grad_checkpointing:
+            return checkpoint(run_layer, block, x, weights, use_reentrant=False)
+        return run_layer(block, x, weights)
 
     def forward_features(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H', W')."""
         x = self.stem(x)
         for block in self.blocks:
-            x = run_layer(block, x, weights)
+            x = self._run(block, x, weights)
         return self.final(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(N, num_features, H', W') -> (N, num_classes), or the classifier's input."""
         x = self.global_pool(x)
+        if self.drop_rate > 0:
+            x = nn.functional.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.classifier(x)
 
     def forward(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_classes)."""
         return self.forward_head(self.forward_features(x, weights))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The features of a derived network at the levels of `feature_info`, as timm asks for them.
+
+        Args:
+            x: (N, in_chans, H, W).
+            indices: levels; a number means that many last ones, None all.
+            norm: must be False; the levels have no norm of their own.
+            stop_early: run nothing after the last wanted level.
+            output_fmt: must be NCHW.
+            intermediates_only: return the list alone, not (final features, list).
+
+        Raises:
+            ValueError: a norm or another format is asked for.
+        """
+        if norm or output_fmt != "NCHW":
+            raise ValueError(f"only norm=False, output_fmt='NCHW'; got {norm=}, {output_fmt=}")
+        _, ends = self._levels(indices)
+        intermediates: list[Tensor] = []
+        x = self.stem(x)
+        for index, block in enumerate(self.blocks):
+            if stop_early and index > max(ends):
+                return intermediates if intermediates_only else (x, intermediates)
+            x = self._run(block, x)
+            if index in ends:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (self.final(x), intermediates)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] | None = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop what `forward_intermediates` does not need for these levels; returns the levels."""
+        levels, ends = self._levels(indices)
+        if prune_norm or max(ends) + 1 < len(self.blocks):
+            self.final = nn.Identity()
+            self.num_features = self.feature_info[max(levels)]["num_chs"]
+            prune_head = True  # it is as wide as what is gone
+        self.blocks = self.blocks[: max(ends) + 1]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return levels
+
+    def _levels(self, indices: int | Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """The levels timm means by `indices`, and the index of the last block of each."""
+        listed = list(indices) if isinstance(indices, Sequence) else indices
+        levels, _ = feature_take_indices(len(self.feature_info), listed)
+        modules = [self.feature_info[level]["module"] for level in levels]
+        return list(levels), [int(module.rpartition(".")[2]) for module in modules]
 
 
 def _feature_info(blocks: Sequence[Block], stem_stride: int) -> list[dict[str, Any]]:
@@ -94,8 +189,11 @@ def _feature_info(blocks: Sequence[Block], stem_stride: int) -> list[dict[str, A
     info: list[dict[str, Any]] = []
     reduction = stem_stride
     for index, block in enumerate(blocks):
-        entry = {"num_chs": block.out_chs, "reduction": reduction * block.stride,
-                 "module": f"blocks.{index}"}
+        entry = {
+            "num_chs": block.out_chs,
+            "reduction": reduction * block.stride,
+            "module": f"blocks.{index}",
+        }
         if block.stride == 1 and info:
             info[-1] = entry
         else:
@@ -104,9 +202,10 @@ def _feature_info(blocks: Sequence[Block], stem_stride: int) -> list[dict[str, A
     return info
 
 
-@torch.no_grad()
-def inherit_weights(supernet: Network, network: Network, choices: dict[str, str]) -> None:
+def inherit_weights(supernet: Network, network: Network, choices: Mapping[str, str]) -> None:
     """Copy the chosen candidates' weights and buffers from a supernet into a derived network.
+
+    Scales and shifts of batch norms that the supernet does without become 1 and 0.
 
     Args:
         supernet: with every candidate.
@@ -114,35 +213,54 @@ def inherit_weights(supernet: Network, network: Network, choices: dict[str, str]
         choices: {choice: option} of the architecture.
 
     Raises:
-        ValueError: the two networks do not match.
+        ValueError: the two networks do not match; `network` is left as it was.
     """
-    renames = {
-        f"{path}.candidates.{choices[module.choice.name]}.": f"{path}."
-        for path, module in supernet.named_modules()
-        if isinstance(module, MixedOp)
-    }
+    state = {**_plain_affine(network), **_chosen_state(supernet, choices)}
+    own = network.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    reshaped = [
+        f"{key} ({tuple(value.shape)} for {tuple(own[key].shape)})"
+        for key, value in state.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    for what, keys in (("lacks", missing), ("adds", unexpected), ("reshapes", reshaped)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ValueError(
+                f"the supernet does not hold this network: it {what} {', '.join(keys[:3])}{more}; "
+                "build both from one space, architecture and number of classes"
+            )
+    network.load_state_dict(state)
+
+
+def _chosen_state(supernet: Network, choices: Mapping[str, str]) -> dict[str, Tensor]:
+    """The supernet's state under the names of the derived network, other candidates left out."""
+    chosen = {}
+    for path, module in supernet.named_modules():
+        if isinstance(module, MixedOp):
+            if module.choice.name not in choices:
+                raise ValueError(f"no option given for choice {module.choice.name!r}")
+            option = choices[module.choice.name]
+            module.choice.index(option)
+            chosen[f"{path}.candidates."] = (f"{option}.", f"{path}.")
     state = {}
     for key, value in supernet.state_dict().items():
-        prefix = key.split(".candidates.")[0] + ".candidates."
-        if prefix in key:
-            option = key[len(prefix) :].split(".")[0]
-            source = f"{prefix}{option}."
-            if source not in renames:
+        before, mixed, after = key.partition(".candidates.")
+        if mixed:
+            option, path = chosen[before + mixed]
+            if not after.startswith(option):
                 continue
-            key = renames[source] + key[len(source) :]
+            key = path + after.removeprefix(option)
         state[key] = value
-    affine = _affine_keys(network)
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    missing = [key for key in missing if key not in affine]
-    if missing or unexpected:
-        raise ValueError(f"the supernet does not hold this network: {missing=} {unexpected=}")
+    return state
 
 
-def _affine_keys(network: nn.Module) -> set[str]:
-    """Scales and shifts of batch norms, which a supernet may do without (they start at 1 and 0)."""
+def _plain_affine(network: nn.Module) -> dict[str, Tensor]:
+    """Scale 1 and shift 0 for the batch norms, in case the supernet has none."""
     return {
-        f"{path}.{name}"
+        f"{path}.{name}": torch.full_like(parameter, value)
         for path, module in network.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for name in ("weight", "bias")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+        for name, parameter, value in (("weight", module.weight, 1.0), ("bias", module.bias, 0.0))
     }

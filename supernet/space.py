@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,12 @@ class SearchSpace(ABC):
         settings: JSON values from which `type(self)(**settings)` builds an equal space; they
             include `in_chans` and `img_size`, the input a derived network declares by default.
         constraints: which architectures are valid.
+
+    Attributes:
+        skip_options: options that compute nothing; their share is logged.
     """
+
+    skip_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -181,7 +186,7 @@ class SearchSpace(ABC):
         module, _, name = architecture.space.rpartition(".")
         try:
             cls = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the architecture's space {architecture.space!r} cannot be imported ({error}); "
                 "install the package that defines it"

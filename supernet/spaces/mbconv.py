@@ -36,6 +36,8 @@ class MBConv(SearchSpace):
         act: timm's name of the activation.
     """
 
+    skip_options = frozenset({ZERO})
+
     def __init__(
         self,
         *,
@@ -54,6 +56,12 @@ class MBConv(SearchSpace):
     ) -> None:
         if bad := [list(stage) for stage in stages if len(stage) != 3]:
             raise ValueError(f"a stage is [width, layers, stride]; got {bad[0]}")
+        try:
+            get_act_layer(act)
+        except KeyError:
+            raise ValueError(
+                f"{act=} is no activation of timm; for example relu, relu6, hard_swish, swish"
+            ) from None
         self.stem_chs, self.stem_stride, self.first_chs = stem_chs, stem_stride, first_chs
         self.stages = tuple((width, layers, stride) for width, layers, stride in stages)
         self.head_chs, self.act = head_chs, act

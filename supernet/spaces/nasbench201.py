@@ -70,6 +70,8 @@ class NasBench201(SearchSpace):
         num_cells: cells a stage, 5 in the benchmark.
     """
 
+    skip_options = frozenset(OPERATIONS[:2])
+
     def __init__(
         self,
         *,

@@ -1,0 +1,132 @@
+"""Additive costs of an architecture: latency from a table, MACs and parameters without one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from latency.sites import Site
+from latency.table import LatencyTable
+from supernet.choice import Architecture, Choice
+
+
+class AdditiveCost:
+    """cost = fixed + sum over choices of the cost of the chosen option.
+
+    Args:
+        choices: the space's choices.
+        fixed: what every architecture pays.
+        per_option: by choice, float64 of shape (num_options,): what the option costs at all the
+            positions that share the choice.
+        name: "latency", "macs" or "params".
+        unit: of all the numbers.
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        fixed: float,
+        per_option: Mapping[str, Tensor],
+        name: str,
+        unit: str,
+    ) -> None:
+        self.choices = tuple(choices)
+        self.fixed = fixed
+        self.per_option = {choice.name: per_option[choice.name] for choice in self.choices}
+        self.name, self.unit = name, unit
+        for choice in self.choices:
+            vector = self.per_option[choice.name]
+            assert vector.dtype == torch.float64 and vector.shape == (len(choice.options),), choice
+
+    def expected(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Expected cost, sum_i sum_j p_ij F(o_ij) (Cai et al. 2019, equation 2), summed in float64.
+
+        Args:
+            weights: by choice, probabilities of shape (num_options,), of any float dtype.
+
+        Returns:
+            Scalar, float64, on the weights' device; differentiable in the weights.
+        """
+        assert weights.keys() == self.per_option.keys(), "weights of other choices than the cost's"
+        if not self.choices:
+            return torch.tensor(self.fixed, dtype=torch.float64)
+        for choice in self.choices:
+            assert weights[choice.name].shape == (len(choice.options),), choice
+        probabilities = torch.cat([weights[c.name].double() for c in self.choices])
+        costs = torch.cat([self.per_option[c.name] for c in self.choices])
+        return probabilities @ costs.to(probabilities.device) + self.fixed
+
+    def of(self, architecture: Architecture) -> float:
+        """Cost of one architecture of the space."""
+        return math.fsum(
+            [self.fixed]
+            + [
+                self.per_option[choice.name][choice.index(architecture[choice.name])].item()
+                for choice in self.choices
+            ]
+        )
+
+
+class LatencyModel(AdditiveCost):
+    """Latency in ms: the sum of the table's medians.
+
+    Args:
+        choices: the space's choices.
+        sites: of its supernet, as `trace` lists them.
+        table: measured for the target that is asked for (`LatencyTable.check_target`).
+        command: measures what the table lacks, for the error.
+
+    Raises:
+        ValueError: the table lacks operations; all are listed.
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        sites: Sequence[Site],
+        table: LatencyTable,
+        command: str = "supernet-measure",
+    ) -> None:
+        table.require((site.key for site in sites), command)
+
+        def median_ms(site: Site) -> float:
+            return table.measurements[site.key].median_ms
+
+        super().__init__(choices, *_totals(choices, sites, median_ms), name="latency", unit="ms")
+
+
+def macs_cost(choices: Sequence[Choice], sites: Sequence[Site]) -> AdditiveCost:
+    """Multiply-accumulates of one image."""
+    totals = _totals(choices, sites, lambda site: float(site.macs))
+    return AdditiveCost(choices, *totals, name="macs", unit="MACs")
+
+
+def params_cost(choices: Sequence[Choice], sites: Sequence[Site]) -> AdditiveCost:
+    """Number of parameters."""
+    totals = _totals(choices, sites, lambda site: float(site.params))
+    return AdditiveCost(choices, *totals, name="params", unit="parameters")
+
+
+def _totals(
+    choices: Sequence[Choice], sites: Sequence[Site], value: Callable[[Site], float]
+) -> tuple[float, dict[str, Tensor]]:
+    """The sum over fixed sites, and by choice the sum over the sites of each option."""
+    values: dict[tuple[str | None, str | None], list[float]] = {}
+    for site in sites:
+        values.setdefault((site.choice, site.option), []).append(value(site))
+    needed = [(choice.name, option) for choice in choices for option in choice.options]
+    if unused := [f"{name}={option}" for name, option in needed if (name, option) not in values]:
+        raise ValueError(
+            f"the network never runs the candidates {', '.join(unused)}: their cost is unknown"
+        )
+    per_option = {
+        choice.name: torch.tensor(
+            [math.fsum(values[choice.name, option]) for option in choice.options],
+            dtype=torch.float64,
+        )
+        for choice in choices
+    }
+    return math.fsum(values.get((None, None), [])), per_option

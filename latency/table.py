@@ -1,0 +1,267 @@
+"""The latency table: what was measured, for which target, and where it came from."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from supernet.files import read_json, write_json
+
+FORMAT = "supernet.latency_table"
+VERSION = 1
+UNIT = "ms"
+
+T = TypeVar("T", "OpKey", "Measurement", "Target")
+
+
+@dataclass(frozen=True, order=True)
+class OpKey:
+    """What identifies a measurement within one target.
+
+    Attributes:
+        op: the operation with all its hyperparameters.
+        in_chs: channels of its (first) input.
+        out_chs: channels of its output.
+        stride: side of its input over side of its output.
+        resolution: side of its input, 1 for vectors.
+    """
+
+    op: str
+    in_chs: int
+    out_chs: int
+    stride: int
+    resolution: int
+
+    def __post_init__(self) -> None:
+        _check_text("op", self.op)
+        for name in ("in_chs", "out_chs", "stride", "resolution"):
+            _check_count(name, getattr(self, name))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.op} in_chs={self.in_chs} out_chs={self.out_chs} "
+            f"stride={self.stride} resolution={self.resolution}"
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Time of one call.
+
+    Attributes:
+        median_ms: median over the runs.
+        iqr_ms: distance between the quartiles of the runs.
+        num_runs: number of bursts, one a round, each the mean of its calls.
+    """
+
+    median_ms: float
+    iqr_ms: float
+    num_runs: int
+
+    def __post_init__(self) -> None:
+        check_ms("median_ms", self.median_ms)
+        check_ms("iqr_ms", self.iqr_ms)
+        _check_count("num_runs", self.num_runs)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the network will run; separate from where and how it is trained.
+
+    Attributes:
+        device: as the backend names it ("cpu", "cuda"), or any name of a device whose
+            table was measured elsewhere.
+        runtime: what executes the network there, "torch" for PyTorch in eager mode.
+        threads: CPU threads.
+        batch: images a call.
+        dtype: of weights and activations.
+        resolution: side of the (square) input image.
+    """
+
+    device: str = "cpu"
+    runtime: str = "torch"
+    threads: int = 1
+    batch: int = 1
+    dtype: str = "float32"
+    resolution: int = 224
+
+    def __post_init__(self) -> None:
+        for name in ("device", "runtime", "dtype"):
+            _check_text(name, getattr(self, name))
+        for name in ("threads", "batch", "resolution"):
+            _check_count(name, getattr(self, name))
+
+
+@dataclass
+class LatencyTable:
+    """Measurements of one target.
+
+    Attributes:
+        target: what they were measured for.
+        provenance: JSON values: name of the device, versions, date, rounds.
+        measurements: by operation.
+    """
+
+    target: Target
+    provenance: dict[str, Any]
+    measurements: dict[OpKey, Measurement]
+
+    def missing(self, keys: Iterable[OpKey]) -> list[OpKey]:
+        """The distinct keys without a measurement, sorted."""
+        return sorted({key for key in keys if key not in self.measurements})
+
+    def require(self, keys: Iterable[OpKey], command: str) -> None:
+        """Check that every key was measured.
+
+        Args:
+            keys: needed.
+            command: measures them, for the error.
+
+        Raises:
+            ValueError: lists every missing key, and the command.
+        """
+        if missing := self.missing(keys):
+            lines = "\n".join(f"  {key}" for key in missing)
+            raise ValueError(
+                f"the latency table has no measurement of {len(missing)} operations:\n{lines}\n"
+                f"measure them with: {command}"
+            )
+
+    def check_target(self, target: Target, device_name: str | None = None) -> None:
+        """Refuse to stand for another target.
+
+        Args:
+            target: the one that is asked for.
+            device_name: of this machine's device, as `Backend.describe()["device_name"]` has it,
+                where the target is this machine; None accepts a table from any machine.
+
+        Raises:
+            ValueError: lists the fields that differ and says how to use the table regardless.
+        """
+        measured, asked = asdict(self.target), asdict(target)
+        if device_name is not None:
+            measured["device_name"] = self.provenance.get("device_name")
+            asked["device_name"] = device_name
+        if differ := [name for name in asked if measured[name] != asked[name]]:
+            listed = ", ".join(f"{n}={measured[n]!r} instead of {asked[n]!r}" for n in differ)
+            raise ValueError(
+                f"the latency table was measured for another target: {listed}; measure this "
+                "target, or set latency.allow_other_target=true to use the table regardless"
+            )
+
+    def restrict(self, keys: Iterable[OpKey]) -> LatencyTable:
+        """The part of the table that covers `keys`, all of which it has."""
+        part = {key: self.measurements[key] for key in sorted(set(keys))}
+        return LatencyTable(self.target, self.provenance, part)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "unit": UNIT,
+            "target": asdict(self.target),
+            "provenance": self.provenance,
+            "measurements": [
+                {**asdict(key), **asdict(measurement)}
+                for key, measurement in sorted(self.measurements.items())
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, value: Any) -> LatencyTable:
+        """Read the dictionary form.
+
+        Raises:
+            ValueError: not a table, another format version or unit, fields that are missing,
+                unknown or of the wrong type, numbers that are negative or not finite, or an
+                operation listed twice.
+        """
+        if not isinstance(value, Mapping) or value.get("format") != FORMAT:
+            raise ValueError(f'not a latency table: the field "format" must be "{FORMAT}"')
+        if value.get("version") != VERSION:
+            raise ValueError(
+                f"latency table format version {value.get('version')!r} is not supported; "
+                f"this package reads version {VERSION}"
+            )
+        names = {"format", "version", "unit", "target", "provenance", "measurements"}
+        _check_names(value, names, "a latency table")
+        if value["unit"] != UNIT:
+            raise ValueError(f'the unit of a latency table is "{UNIT}", not {value["unit"]!r}')
+        if not isinstance(value["provenance"], dict):
+            raise ValueError('latency table field "provenance" must be an object')
+        if not isinstance(value["measurements"], list):
+            raise ValueError('latency table field "measurements" must be a list')
+        measurements: dict[OpKey, Measurement] = {}
+        for index, row in enumerate(value["measurements"]):
+            try:
+                key, measurement = _read_row(row)
+            except ValueError as error:
+                raise ValueError(f"measurement {index}: {error}") from None
+            if key in measurements:
+                raise ValueError(f"measurement {index}: listed twice: {key}")
+            measurements[key] = measurement
+        target = _read(Target, value["target"], "a target")
+        return cls(target, value["provenance"], measurements)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
+        """Read a table.
+
+        Raises:
+            ValueError: as `from_dict`, or a missing or truncated file; the message names the path.
+        """
+        value = read_json(path, "latency table")
+        try:
+            return cls.from_dict(value)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def check_ms(name: str, value: Any) -> None:
+    """Check that a time read or measured is a finite number of at least 0.
+
+    Raises:
+        ValueError: it is not.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
+
+
+def _read_row(row: Any) -> tuple[OpKey, Measurement]:
+    key_names = {field.name for field in fields(OpKey)}
+    _check_names(row, key_names | {field.name for field in fields(Measurement)}, "a measurement")
+    key = {name: value for name, value in row.items() if name in key_names}
+    rest = {name: value for name, value in row.items() if name not in key_names}
+    return _read(OpKey, key, "a key"), _read(Measurement, rest, "a measurement")
+
+
+def _read(cls: type[T], value: Any, what: str) -> T:
+    _check_names(value, {field.name for field in fields(cls)}, what)
+    return cls(**value)
+
+
+def _check_names(value: Any, names: set[str], what: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} must be an object, not {value!r}")
+    if missing := sorted(names - set(value)):
+        raise ValueError(f"{what} lacks the field {', '.join(map(repr, missing))}")
+    if unknown := sorted(set(value) - names):
+        raise ValueError(f"{what} has no field {', '.join(map(repr, unknown))}")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} must be text, not {value!r}")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

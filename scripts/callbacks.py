@@ -1,0 +1,64 @@
+"""Before and after a multirun: measure each latency table once, compare the jobs."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from supernet.report import write_comparison
+from supernet_scripts.common import make_space, measure_space
+
+log = logging.getLogger(__name__)
+
+MEASURED_BY = ("space", "data", "backend", "latency", "experiment")
+
+
+class MultirunCallback(Callback):
+    """Jobs find their table in the cache: none measures while another trains."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        for overrides in table_overrides(list(config.hydra.overrides.task)):
+            cfg = GlobalHydra.instance().hydra.compose_config(
+                config_name=config.hydra.job.config_name,
+                overrides=overrides,
+                run_mode=RunMode.RUN,
+                with_log_configuration=False,
+            )
+            if cfg.latency.table is None:
+                data = instantiate(cfg.data)
+                measure_space(cfg, data, make_space(cfg, data), with_table=True)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        print(write_comparison(Path(config.hydra.sweep.dir)))
+
+
+def table_overrides(overrides: list[str]) -> list[list[str]]:
+    """The combinations of a sweep's overrides that may need a table each.
+
+    Swept settings that do not touch a table are left at their first value; a range without end
+    (of another sweeper) is left out, its jobs measure for themselves under the lock.
+    """
+    groups: list[list[str]] = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if not override.is_sweep_override():
+            groups.append([str(override.input_line)])
+        elif override.is_discrete_sweep():
+            values = _values(override)
+            touches = override.key_or_group.startswith(MEASURED_BY)
+            groups.append(values if touches else values[:1])
+    return [list(combination) for combination in itertools.product(*groups)]
+
+
+def _values(override: Override) -> list[str]:
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]

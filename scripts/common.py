@@ -1,0 +1,203 @@
+"""From configuration to objects, and the run folder: what the commands share."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from latency.backends.base import Backend
+from latency.measure import cached_table
+from latency.model import AdditiveCost, LatencyModel, macs_cost, params_cost
+from latency.sites import Site, trace
+from latency.table import LatencyTable, Target
+from supernet.data import Data
+from supernet.engine import Diverged
+from supernet.files import write_text
+from supernet.mixed_ops.base import MixedOp
+from supernet.space import SearchSpace
+
+log = logging.getLogger(__name__)
+
+UNSAVED = ("resume", "run_dir", "hydra")  # may differ when a run is resumed
+
+
+def hide_other_ranks() -> None:
+    """Under `accelerate launch` every process runs Hydra: only the first may write."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+        folders = ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
+        sys.argv += quiet + folders
+
+
+def command(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """What is wrong with the input is said in one sentence; a bug keeps its traceback."""
+
+    @functools.wraps(task)
+    def wrapped(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except (ValueError, Diverged) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN or "HYDRA_FULL_ERROR" in os.environ:
+                raise
+            raise SystemExit(f"{Path(sys.argv[0]).stem}: {error}") from None
+
+    return wrapped
+
+
+def open_run(cfg: DictConfig, accelerator: Accelerator) -> Path:
+    """Agree on the run folder and keep the resolved configuration in it.
+
+    Raises:
+        ValueError: the folder holds a run already, or on resuming another configuration.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(broadcast_object_list([str(folder)])[0])
+    if accelerator.is_main_process:
+        _check_folder(cfg, folder)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _check_folder(cfg: DictConfig, folder: Path) -> None:
+    path = folder / "config.yaml"
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    config = OmegaConf.create({k: v for k, v in settings.items() if k not in UNSAVED})
+    if not path.exists():
+        overrides = HydraConfig.get().overrides
+        named = any("run_dir" in o or ".dir=" in o for o in [*overrides.task, *overrides.hydra])
+        if cfg.resume and not named:
+            raise ValueError("resume=true needs run_dir=FOLDER, the run to continue")
+        write_text(path, OmegaConf.to_yaml(config))
+        return
+    if not cfg.resume:
+        raise ValueError(
+            f"{folder} holds a run already: continue it with resume=true, or choose another run_dir"
+        )
+    saved, ours = flat(OmegaConf.load(path)), flat(config)
+    if differ := sorted(k for k in {*saved, *ours} if saved.get(k) != ours.get(k)):
+        raise ValueError(
+            "a run is resumed with the configuration that it was started with; different: "
+            + ", ".join(f"{k}={ours.get(k)} (was {saved.get(k)})" for k in differ)
+        )
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """{dotted key: value} of a configuration."""
+    if not OmegaConf.is_dict(config):
+        return {"": OmegaConf.to_container(config) if OmegaConf.is_config(config) else config}
+    return {
+        f"{key}.{rest}".rstrip("."): value
+        for key in config
+        for rest, value in flat(config[key]).items()
+    }
+
+
+def make_space(cfg: DictConfig, data: Data) -> SearchSpace:
+    """The space, for the data's images unless it says otherwise."""
+    shape = {"in_chans": data.info.in_chans, "img_size": data.info.img_size}
+    space = instantiate({**shape, **cfg.space}, _convert_="all")
+    assert isinstance(space, SearchSpace), space
+    return space
+
+
+@dataclass
+class Measured:
+    """A space seen from its target."""
+
+    sites: list[Site]
+    backend: Backend
+    target: Target
+    table: LatencyTable | None
+
+    def latency(self, space: SearchSpace) -> LatencyModel | None:
+        return self.table and LatencyModel(space.choices, self.sites, self.table)
+
+    def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
+        """The additive cost an objective asks for: latency, macs or params."""
+        if name == "latency":
+            model = self.latency(space)
+            assert model is not None
+            return model
+        return {"macs": macs_cost, "params": params_cost}[name](space.choices, self.sites)
+
+
+def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: bool) -> Measured:
+    """Trace the space for `latency.target`; read its table, or measure and cache it.
+
+    Raises:
+        ValueError: the table given is for another target, or lacks operations.
+    """
+    backend: Backend = instantiate(cfg.backend)
+    target = make_target(cfg, backend, data)
+    supernet = space.build(MixedOp, data.info.num_classes, search=False)  # as it is deployed
+    shape = (target.batch, space.in_chans, target.resolution, target.resolution)
+    sites = trace(supernet, space.choices, shape)
+    measured = Measured(sites, backend, target, None)
+    if not with_table:
+        return measured
+    latency = cfg.latency
+    if latency.table is None:
+        measured.table, path, fresh = cached_table(
+            sites,
+            backend,
+            target,
+            cache_dir=latency.cache_dir,
+            rounds=latency.rounds,
+            warmup=latency.warmup,
+            burst_ms=latency.burst_ms,
+        )
+        log.info("latency table %s: %s", "measured" if fresh else "from the cache", path)
+    else:
+        measured.table = LatencyTable.load(latency.table)
+        if not latency.allow_other_target:
+            measured.table.check_target(target)
+    keys = {site.key for site in sites}
+    measured.table.require(keys, measure_command())
+    measured.table = measured.table.restrict(keys)
+    return measured
+
+
+def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
+    wanted = OmegaConf.to_container(cfg.latency.target, resolve=True)
+    assert isinstance(wanted, dict)
+    own = {"runtime": backend.runtime, "resolution": data.info.img_size}
+    return Target(**{**own, **{k: v for k, v in wanted.items() if v is not None}})
+
+
+def measure_command() -> str:
+    """The measuring command of the present configuration."""
+    shared = ("space", "data", "backend", "latency", "experiment")
+    words = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if override.lstrip("+~").startswith(shared) and not override.startswith("latency.table")
+    ]
+    return " ".join(["supernet-measure", *words, "output=FILE"])
+
+
+def run_config(run: Path) -> DictConfig:
+    """The configuration that a run folder was made with.
+
+    Raises:
+        ValueError: no run there.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run} is not the folder of a run: it has no config.yaml")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return config

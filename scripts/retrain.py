@@ -1,0 +1,153 @@
+"""supernet-retrain: train a derived network on its own, beside random ones of equal budget."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from latency.measure import measure_networks
+from latency.model import macs_cost
+from supernet.checkpoint import load_checkpoint
+from supernet.choice import Architecture
+from supernet.data import Data
+from supernet.engine import make_accelerator
+from supernet.files import read_json, write_json
+from supernet.network import Network, inherit_weights
+from supernet.recipe import Recipe
+from supernet.report import write_report
+from supernet.retrain import retrain
+from supernet.sampling import RangeSampler
+from supernet.space import SearchSpace
+from supernet_scripts.common import (
+    Measured,
+    command,
+    hide_other_ranks,
+    measure_space,
+    open_run,
+    run_config,
+)
+
+log = logging.getLogger(__name__)
+
+BASELINE_RANGE = (0.9, 1.0)  # of the budget
+
+
+def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Path) -> None:
+    """Train the derived network of a run, and the baseline's; write `folder/result.json`.
+
+    Args:
+        run_cfg: configuration of the search.
+        cfg: recipe, init, baseline, num_baselines, architecture, device, precision, resume.
+        run: folder of the search.
+        folder: for the results, one folder in it a network.
+    """
+    accelerator = make_accelerator(cfg.precision, cfg.device)
+    data: Data = instantiate(run_cfg.data)
+    derived = Architecture.load(cfg.get("architecture") or run / "architecture.json")
+    space = SearchSpace.of(derived)
+    search = read_json(run / "result.json", "result")
+    table = OmegaConf.create({"latency": {"table": str(run / "latency_table.json")}})
+    measured = measure_space(OmegaConf.merge(run_cfg, table), data, space, with_table=True)
+    architectures = {"derived": derived}
+    if cfg.baseline == "random":
+        cost = measured.cost(space, run_cfg.objective.cost)
+        budget = search["budget"] or cost.of(derived)
+        low, high = (share * budget for share in BASELINE_RANGE)
+        generator = torch.Generator().manual_seed(run_cfg.seed)
+        sampler = RangeSampler(space, cost, low, high)
+        for index in range(cfg.num_baselines):
+            architectures[f"random_{index}"] = sampler.sample(generator)
+    elif cfg.baseline != "none":
+        raise ValueError(f"baseline={cfg.baseline!r} is unknown; valid: none, random")
+    recipe: Recipe = instantiate(cfg.recipe)
+    entries = []
+    for name, architecture in architectures.items():
+        network = _inherited(cfg, run, data, space, architecture)
+        with instantiate(cfg.tracker) as tracker:
+            if accelerator.is_main_process:
+                config = OmegaConf.to_container(cfg, resolve=True)
+                tracker.start(
+                    config, folder / name, resume=cfg.resume, group=str(folder), name=name
+                )
+            entry = retrain(
+                architecture,
+                data,
+                recipe,
+                folder / name,
+                name=name,
+                seed=run_cfg.seed,
+                network=network,
+                accelerator=accelerator,
+                tracker=tracker,
+                resume=cfg.resume,
+            )
+        entries.append(entry)
+    if accelerator.is_main_process:
+        _measure(entries, list(architectures.values()), measured, space, data)
+        write_json(folder / "result.json", {"networks": entries, "budget": search["budget"]})
+
+
+def _inherited(
+    cfg: DictConfig, run: Path, data: Data, space: SearchSpace, architecture: Architecture
+) -> Network | None:
+    """A network with the run's shared weights, or None to start from scratch."""
+    if cfg.init == "scratch":
+        return None
+    if cfg.init != "inherit":
+        raise ValueError(f"init={cfg.init!r} is unknown; valid: scratch, inherit")
+    state = load_checkpoint(run / "checkpoint" / "search.safetensors")["search"]
+    supernet = space.build_supernet(data.info.num_classes)
+    supernet.load_state_dict(state["supernet"])
+    network = space.build_network(architecture, data.info.num_classes)
+    inherit_weights(supernet, network, dict(architecture))
+    return network
+
+
+def _measure(
+    entries: list[dict[str, Any]],
+    architectures: list[Architecture],
+    measured: Measured,
+    space: SearchSpace,
+    data: Data,
+) -> None:
+    """Add predicted and measured latency and MACs; all networks are timed in turns."""
+    latency, macs = measured.latency(space), macs_cost(space.choices, measured.sites)
+    networks = [space.build_network(a, data.info.num_classes) for a in architectures]
+    timings = measure_networks(
+        networks, measured.backend, measured.target, in_chans=space.in_chans
+    )
+    for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
+        entry["predicted_ms"] = latency and latency.of(architecture)
+        entry["measured_ms"] = vars(timing)
+        entry["macs"] = round(macs.of(architecture))
+        log.info(
+            "%s: test %.2f%%, predicted %.3f ms, measured %.3f ms",
+            entry["name"], entry["accuracy"], entry["predicted_ms"], timing.median_ms,
+        )
+
+
+@hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="retrain")
+@command
+def _main(cfg: DictConfig) -> None:
+    accelerator = make_accelerator(cfg.precision, cfg.device)
+    folder = open_run(cfg, accelerator)
+    run = Path(cfg.run)
+    retrain_networks(run_config(run), cfg, run, folder)
+    if accelerator.is_main_process:
+        report = write_report(run) if folder == run / "retrain" else folder / "result.json"
+        print(f"result: {report}")
+
+
+def main() -> None:
+    hide_other_ranks()
+    _main()
+
+
+if __name__ == "__main__":
+    main()

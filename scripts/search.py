@@ -1,0 +1,122 @@
+"""supernet-search: measure, search under a budget, derive, report; `-m` sweeps."""
+
+from __future__ import annotations
+
+import logging
+
+import hydra
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from latency.table import LatencyTable
+from supernet.data import Data
+from supernet.derive import reachable
+from supernet.engine import Diverged, make_accelerator
+from supernet.files import read_json
+from supernet.outcome import conclude, summary
+from supernet.report import write_report
+from supernet.space import SearchSpace
+from supernet.strategies.base import Problem, Run, Strategy
+from supernet.tracking import Tracker
+from supernet_scripts.common import (
+    Measured,
+    command,
+    hide_other_ranks,
+    make_space,
+    measure_space,
+    open_run,
+)
+from supernet_scripts.retrain import retrain_networks
+
+log = logging.getLogger(__name__)
+
+DIVERGED = 100.0  # error in percent: what a sweeper is told of a run that diverged
+
+
+@command
+def run_search(cfg: DictConfig) -> float:
+    accelerator = make_accelerator(cfg.precision, cfg.device)
+    folder = open_run(cfg, accelerator)
+    if cfg.resume and (folder / "report.html").exists():
+        log.info("%s is finished", folder)
+        return float(read_json(folder / "result.json", "result")["objective"])
+    tracker: Tracker = instantiate(cfg.tracker)
+    run = Run(folder, accelerator.is_main_process, tracker, cfg.resume, cfg.checkpoint_every)
+    with tracker:
+        if run.main:
+            config = OmegaConf.to_container(cfg, resolve=True)
+            hydra_cfg = HydraConfig.get()
+            group = hydra_cfg.sweep.dir if hydra_cfg.mode == RunMode.MULTIRUN else None
+            tracker.start(config, folder, resume=cfg.resume, group=group, name=folder.name)
+        try:
+            return _search(cfg, accelerator, run)
+        except Diverged as error:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise
+            log.error("diverged: %s", error)
+            return DIVERGED
+
+
+def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
+    torch.manual_seed(cfg.seed)
+    data = instantiate(cfg.data)
+    space = make_space(cfg, data)
+    objective = instantiate(cfg.objective)
+    strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
+    measured = _measure(cfg, accelerator, run, data, space)
+    cost = measured.cost(space, objective.cost)
+    objective.prepare(reachable(space, cost), cost.unit)
+    relaxation = instantiate(cfg.mixed_op)
+    supernet = space.build_supernet(data.info.num_classes, relaxation.build)
+    problem = Problem(
+        space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed
+    )
+    architecture = strategy.search(problem, run)
+    latency = measured.latency(space)
+    result = conclude(
+        problem, run, architecture, latency, measured.backend, measured.target, cfg.bn_batches
+    )
+    if run.main:
+        log.info("derived: %s", " ".join(option for _, option in architecture))
+        log.info(summary(result))
+    if cfg.retrain:
+        retrain_networks(cfg, cfg, run.folder, run.folder / "retrain")
+    if run.main:
+        for name in ("architecture", "latency_table"):
+            run.tracker.artifact(run.folder / f"{name}.json", name, name)
+        print(f"report: {write_report(run.folder)}")
+    return float(result["objective"])
+
+
+def _measure(
+    cfg: DictConfig, accelerator: Accelerator, run: Run, data: Data, space: SearchSpace
+) -> Measured:
+    """The latency table, measured by the first process and kept in the run folder."""
+    path = run.folder / "latency_table.json"
+    if cfg.resume and path.exists():
+        cfg = OmegaConf.merge(cfg, {"latency": {"table": str(path)}})
+    measured = measure_space(cfg, data, space, with_table=run.main)
+    table = [measured.table.to_dict() if measured.table else None]
+    measured.table = LatencyTable.from_dict(broadcast_object_list(table)[0])
+    if run.main:
+        measured.table.save(path)
+    return measured
+
+
+@hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="search")
+def _main(cfg: DictConfig) -> float:
+    return run_search(cfg)
+
+
+def main() -> None:
+    hide_other_ranks()
+    _main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Estimators: how good is an architecture. One file each."""

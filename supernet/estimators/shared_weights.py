@@ -1,0 +1,48 @@
+"""An architecture's accuracy with the weights it inherits from a supernet."""
+
+from __future__ import annotations
+
+from supernet.choice import Architecture
+from supernet.data import Loader
+from supernet.evaluate import evaluate, recalibrate_bn
+from supernet.network import Network, inherit_weights
+from supernet.strategies.base import Problem
+
+
+class SharedWeights:
+    """Judges architectures by a trained supernet's weights.
+
+    Each is built as its own network, inherits the weights, has its batch norms recalibrated on
+    the weight half and is evaluated on the architecture half. Every process sees the same images,
+    so all reach the same numbers.
+
+    Args:
+        problem: its supernet is trained.
+        batch_size: images a batch.
+        bn_batches: batches of the weight half for the running statistics.
+    """
+
+    def __init__(self, problem: Problem, batch_size: int, bn_batches: int) -> None:
+        self.problem, self.bn_batches = problem, bn_batches
+        weight_half, arch_half = problem.data.search_splits(problem.seed)
+        device = problem.accelerator.device
+        self.weight_loader = Loader(
+            weight_half, batch_size=batch_size, seed=problem.seed, train=True, device=device
+        )
+        self.arch_loader = Loader(
+            arch_half, batch_size=batch_size, seed=problem.seed, train=False, device=device
+        )
+
+    def network(self, architecture: Architecture) -> Network:
+        """The derived network with inherited weights and fresh running statistics."""
+        problem = self.problem
+        network = problem.space.build_network(architecture, problem.data.info.num_classes)
+        network.to(problem.accelerator.device)
+        inherit_weights(problem.supernet, network, dict(architecture))
+        batches = min(self.bn_batches, len(self.weight_loader))
+        recalibrate_bn(network, (self.weight_loader.batch(0, i) for i in range(batches)))
+        return network
+
+    def accuracy(self, architecture: Architecture) -> tuple[float, float]:
+        """(accuracy in percent, loss) on the architecture half."""
+        return evaluate(self.network(architecture), self.arch_loader)

@@ -1,0 +1,230 @@
+"""The loss of an architecture step: task loss and cost term, and the budget derivation obeys."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNITS = {"ms": 1.0, "us": 1e3}
+COSTS = ("latency", "macs", "params")
+
+
+class Objective(ABC):
+    """A task loss and an additive cost in one number.
+
+    At most one of the three budgets is given; whatever the loss, derivation obeys it.
+
+    Args:
+        cost: which additive cost: latency (ms), macs or params (counts).
+        budget_ms: largest latency of the derived network.
+        budget: largest cost where the cost is not a latency.
+        budget_share: budget as a share of the dearest valid architecture's cost.
+    """
+
+    def __init__(
+        self,
+        cost: str = "latency",
+        budget_ms: float | None = None,
+        budget: float | None = None,
+        budget_share: float | None = None,
+    ) -> None:
+        if cost not in COSTS:
+            raise ValueError(f"objective.cost={cost!r} is unknown; valid: {', '.join(COSTS)}")
+        given = {"budget_ms": budget_ms, "budget": budget, "budget_share": budget_share}
+        set_ = {name: value for name, value in given.items() if value is not None}
+        if len(set_) > 1:
+            raise ValueError(f"give one budget, not {' and '.join(set_)}")
+        if budget_ms is not None and cost != "latency":
+            raise ValueError(f"objective.budget_ms is for latency; for {cost} use objective.budget")
+        if budget is not None and cost == "latency":
+            raise ValueError("objective.budget is for macs and params; use objective.budget_ms")
+        for name, value in set_.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"objective.{name} must be a positive number; got {value}")
+        self.cost = cost
+        self.share = budget_share
+        self.budget = budget_ms if budget_ms is not None else budget
+        self.weight_decay: float | None = None  # of the supernet's weights; None: the optimizer's
+        self.num_steps = 1  # architecture steps of the whole search; the strategy sets it
+
+    def prepare(self, reachable: tuple[float, float], unit: str) -> None:
+        """Settle the budget before training.
+
+        Args:
+            reachable: cost of the cheapest and of the dearest valid architecture.
+            unit: of the cost, for messages.
+
+        Raises:
+            ValueError: the budget is below the reachable range.
+        """
+        low, high = reachable
+        if self.share is not None:
+            self.budget = self.share * high
+        if self.budget is not None and self.budget < low:
+            share = f" (budget_share {self.share} of {high:.6g})" if self.share else ""
+            raise ValueError(
+                f"a budget of {self.budget:.6g} {unit}{share} cannot be met: {self.cost} of this "
+                f"space on this target reaches from {low:.6g} to {high:.6g} {unit}"
+            )
+
+    @abstractmethod
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        """Scalars in, scalar out; `cost` is the expected cost in its own unit."""
+
+    def update(self, cost: float) -> None:  # noqa: B027
+        """Learn from the expected cost after an architecture step; by default nothing."""
+
+    def rank(self, accuracy: float, task_loss: float, cost: float) -> float:
+        """What ranks finished architectures, lower is better: by default the accuracy alone."""
+        return -accuracy
+
+    @property
+    def multiplier(self) -> float | None:
+        """The learned multiplier, where there is one."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state, state
+
+
+class TaskOnly(Objective):
+    """CE: the cost is ignored while searching (a budget still binds the derivation)."""
+
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        return task_loss
+
+
+class _Penalty(Objective):
+    def rank(self, accuracy: float, task_loss: float, cost: float) -> float:
+        return float(self.loss(torch.tensor(task_loss), torch.tensor(cost, dtype=torch.float64)))
+
+
+class Additive(_Penalty):
+    """CE + lambda1 ||w||^2 + lambda2 E[cost] (ProxylessNAS, equation 7).
+
+    Args:
+        lambda1: of the squared norm of the weights; it sets the weight optimizer's decay to
+            2 lambda1, the gradient of the term. None leaves the optimizer's own.
+        lambda2: loss per unit of cost (per ms, MAC or parameter).
+    """
+
+    def __init__(self, lambda2: float, lambda1: float | None = None, **budget: Any) -> None:
+        super().__init__(**budget)
+        self.lambda2 = lambda2
+        self.weight_decay = None if lambda1 is None else 2 * lambda1
+
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        return task_loss + self.lambda2 * cost
+
+
+class _Logarithmic(_Penalty):
+    def __init__(self, alpha: float, beta: float, unit: str, **budget: Any) -> None:
+        super().__init__(**budget)
+        if self.cost == "latency" and unit not in UNITS:
+            raise ValueError(f"objective.unit={unit!r} is unknown; valid: {', '.join(UNITS)}")
+        self.alpha, self.beta = alpha, beta
+        self.unit = unit if self.cost == "latency" else self.cost
+        self.scale = UNITS[unit] if self.cost == "latency" else 1.0
+
+    def prepare(self, reachable: tuple[float, float], unit: str) -> None:
+        super().prepare(reachable, unit)
+        self._check(self.scale * reachable[0])
+
+    def _check(self, value: float) -> None:
+        if value <= 1:
+            raise ValueError(
+                f"the logarithm of a cost of {value:.4g} {self.unit} is not positive: declare a "
+                "smaller unit (objective.unit=us) or choose another objective"
+            )
+
+    def _log(self, cost: Tensor) -> Tensor:
+        value = self.scale * cost
+        self._check(float(value.detach()))
+        return torch.log(value)
+
+
+class Proxyless(_Logarithmic):
+    """CE * alpha (ln E / ln ref)^beta, as in the official ProxylessNAS code.
+
+    Args:
+        ref: reference cost, in `unit`.
+        alpha, beta: 0.2 and 0.3 in the official code.
+        unit: of the logarithms, ms or us.
+    """
+
+    def __init__(
+        self, ref: float, alpha: float = 0.2, beta: float = 0.3, unit: str = "ms", **budget: Any
+    ) -> None:
+        super().__init__(alpha, beta, unit, **budget)
+        self._check(ref)
+        self.log_ref = math.log(ref)
+
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        return task_loss * self.alpha * (self._log(cost) / self.log_ref) ** self.beta
+
+
+class FBNet(_Logarithmic):
+    """CE * alpha (ln E)^beta (Wu et al. 2019, equation 2; the power is outside the logarithm).
+
+    Args:
+        alpha, beta: 0.2 and 0.6 in the paper.
+        unit: of the logarithm, ms or us.
+    """
+
+    def __init__(
+        self, alpha: float = 0.2, beta: float = 0.6, unit: str = "us", **budget: Any
+    ) -> None:
+        super().__init__(alpha, beta, unit, **budget)
+
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        return task_loss * self.alpha * self._log(cost) ** self.beta
+
+
+class Budget(Objective):
+    """min CE subject to E[cost] <= budget, by dual ascent on an augmented Lagrangian.
+
+    With the violation g = E / budget - 1, an architecture step minimises
+    CE + 1/2 (max(0, multiplier + g)^2 - multiplier^2), then the multiplier moves to
+    max(0, multiplier + rate g) (Bertsekas 1982, section 2.2, with penalty 1). The rate is
+    `ascent / num_steps`, so that searches of any length have the same reach.
+
+    Args:
+        ascent: what the multiplier gains over a whole search in which E is twice the budget.
+    """
+
+    def __init__(self, ascent: float = 30.0, **budget: Any) -> None:
+        super().__init__(**budget)
+        if self.budget is None and self.share is None:
+            raise ValueError(
+                "objective=budget needs a budget: set objective.budget_ms (latency), "
+                "objective.budget (macs, params) or objective.budget_share (of the largest network)"
+            )
+        self.ascent = ascent
+        self._multiplier = 0.0
+
+    @property
+    def multiplier(self) -> float:
+        return self._multiplier
+
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        assert self.budget is not None
+        pressure = torch.clamp(self._multiplier + cost / self.budget - 1, min=0)
+        return task_loss + 0.5 * (pressure**2 - self._multiplier**2)
+
+    def update(self, cost: float) -> None:
+        assert self.budget is not None
+        rate = self.ascent / self.num_steps
+        self._multiplier = max(0.0, self._multiplier + rate * (cost / self.budget - 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"multiplier": self._multiplier}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._multiplier = float(state["multiplier"])

@@ -1,0 +1,6 @@
+"""What a run did and found, as self-contained pages made from the files of its folder alone."""
+
+from supernet.report.comparison import comparison_table, write_comparison
+from supernet.report.report import write_report
+
+__all__ = ["comparison_table", "write_comparison", "write_report"]

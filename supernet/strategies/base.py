@@ -1,0 +1,115 @@
+"""What a strategy is given, where it writes, and what it returns."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from latency.model import AdditiveCost
+from supernet.checkpoint import load_checkpoint, save_checkpoint
+from supernet.choice import Architecture
+from supernet.data import Data
+from supernet.mixed_ops.base import Relaxation
+from supernet.network import Network
+from supernet.objective import Objective
+from supernet.space import SearchSpace
+from supernet.tracking import Journal, Tracker, flatten
+
+
+@dataclass
+class Problem:
+    """One search: what to find and by which measure."""
+
+    space: SearchSpace
+    supernet: Network
+    relaxation: Relaxation
+    objective: Objective
+    cost: AdditiveCost
+    data: Data
+    accelerator: Accelerator
+    seed: int
+
+
+class Strategy(ABC):
+    """How supernet and logits are trained."""
+
+    @abstractmethod
+    def search(self, problem: Problem, run: Run) -> Architecture:
+        """Search to the end (resuming where `run` has a checkpoint) and return the answer.
+
+        Afterwards `problem.supernet` holds the trained shared weights.
+        """
+
+
+@dataclass
+class Run:
+    """The run folder's logs and checkpoint. In processes other than the first nothing is written.
+
+    Args:
+        folder: the run folder, alike in all processes.
+        main: whether this process writes.
+        tracker: mirrors the journal.
+        resume: continue from the checkpoint where there is one.
+        checkpoint_every: weight steps between checkpoints; one more is made at each epoch's end.
+    """
+
+    folder: Path
+    main: bool
+    tracker: Tracker
+    resume: bool = False
+    checkpoint_every: int = 500
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.main:
+            self.metrics = Journal(self.folder / "metrics.jsonl")
+            self.timing = Journal(self.folder / "timing.jsonl")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint" / "search.safetensors"
+
+    def log(self, record: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
+        """Write a metrics record (deterministic numbers) and its wall-clock companion."""
+        if not self.main:
+            return
+        self.metrics.write(record)
+        if timing is not None:
+            self.timing.write({"step": record["step"], "epoch": record["epoch"], **timing})
+        self.tracker.log(record["step"], flatten({**record, **(timing or {})}))
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the checkpoint; it remembers how long the journals were."""
+        if self.main:
+            journals = {"metrics": self.metrics.state, "timing": self.timing.state}
+            save_checkpoint(self.checkpoint, {"search": state, "journals": journals})
+
+    def load(self) -> dict[str, Any] | None:
+        """State to resume from, or None to start anew; journal lines past it are cut.
+
+        Raises:
+            ValueError: the checkpoint is corrupt or foreign.
+        """
+        state = None
+        journals: dict[str, Any] = {"metrics": 0, "timing": 0}
+        if self.resume and self.checkpoint.exists():
+            content = load_checkpoint(self.checkpoint)
+            if set(content) != {"search", "journals"}:
+                raise ValueError(f"{self.checkpoint} is not the checkpoint of a search")
+            state, journals = content["search"], content["journals"]
+        if self.main:
+            self.metrics.truncate(journals["metrics"])
+            self.timing.truncate(journals["timing"])
+        return state
+
+    def progress(self, total: int, done: int, text: str) -> tqdm[Any]:
+        """A bar on a terminal (log lines tell the story elsewhere); `done` steps are behind."""
+        return tqdm(
+            total=total, initial=done, desc=text, leave=False, disable=None if self.main else True
+        )

@@ -1,0 +1,135 @@
+"""What a gradient search says at the end of an epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+from torch import Tensor
+
+from supernet.choice import Architecture
+from supernet.derive import derive
+from supernet.engine import Diverged, average_buffers
+from supernet.strategies.base import Run
+from supernet.strategies.state import SearchState
+
+log = logging.getLogger(__name__)
+
+
+class EpochLog:
+    """Journal records, one readable line an epoch, and the title of the progress bar."""
+
+    def __init__(self, state: SearchState, run: Run, epochs: int) -> None:
+        self.state, self.run, self.epochs = state, run, epochs
+        self.started, self.first_step, self.waited = time.perf_counter(), state.step, 0.0
+
+    def end_epoch(self, epoch: int, searching: bool) -> None:
+        """Agree on running statistics, log, and empty the meters.
+
+        Raises:
+            Diverged: the mean loss is not finite.
+        """
+        state = self.state
+        accelerator = state.problem.accelerator
+        average_buffers(state.problem.supernet, accelerator)
+        loss, accuracy = state.weight_meter.read(accelerator)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the training loss is {loss} in epoch {epoch + 1}; lower "
+                "strategy.weight_optimizer.lr or set strategy.clip_grad"
+            )
+        record: dict[str, Any] = {
+            "step": state.step,
+            "epoch": epoch + 1,
+            "phase": "search" if searching else "warmup",
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "learning_rate": state.weight_optimizer.param_groups[0]["lr"],
+        }
+        if state.logits_optimizer is not None:
+            if searching:
+                arch_loss, arch_accuracy = state.arch_meter.read(accelerator)
+                record.update(arch_loss=arch_loss, arch_accuracy=arch_accuracy)
+            record.update(self._logits())
+        self.run.log(record, self._timing())
+        if self.run.main:
+            log.info(self._line(record))
+        for meter in (state.weight_meter, state.arch_meter):
+            meter.sums.zero_()
+
+    def title(self, epoch: int, searching: bool) -> str:
+        """Phase and epoch, and the best architecture so far with its cost."""
+        title = f"{'search' if searching else 'warm-up'} {epoch + 1}/{self.epochs}"
+        if self.state.logits_optimizer is None:
+            return title
+        best, cost = self._derived(), self.state.problem.cost
+        return f"{title} {_short(dict(best))} {cost.of(best):.4g} {cost.unit}"
+
+    def _derived(self) -> Architecture:
+        problem = self.state.problem
+        scores = problem.relaxation.scores(self.state.parameters())
+        return derive(problem.space, scores, problem.cost, problem.objective.budget)
+
+    def _logits(self) -> dict[str, Any]:
+        """Where the architecture parameters stand."""
+        problem, logits = self.state.problem, self.state.parameters()
+        probabilities = {
+            name: p.detach().double().cpu()
+            for name, p in problem.relaxation.probabilities(logits).items()
+        }
+        argmax, derived = derive(problem.space, problem.relaxation.scores(logits)), self._derived()
+        skips = sum(option in problem.space.skip_options for _, option in argmax)
+        return {
+            "expected_cost": float(problem.cost.expected(probabilities)),
+            "argmax_cost": problem.cost.of(argmax),
+            "derived_cost": problem.cost.of(derived),
+            "multiplier": problem.objective.multiplier,
+            "entropy": _entropy(probabilities),
+            "skip_share": skips / len(problem.space.choices),
+            "probabilities": {name: p.tolist() for name, p in probabilities.items()},
+            "architecture": dict(derived),
+        }
+
+    def _timing(self) -> dict[str, Any]:
+        """Wall-clock of the epoch, or of its part since a resume."""
+        now, state = time.perf_counter(), self.state
+        waited = state.weight_stream.wait_seconds + state.arch_stream.wait_seconds
+        seconds, steps = now - self.started, state.step - self.first_step
+        timing = {
+            "seconds": seconds,
+            "steps_per_second": steps / seconds,
+            "wait_share": (waited - self.waited) / seconds,
+        }
+        self.started, self.first_step, self.waited = now, state.step, waited
+        return timing
+
+    def _line(self, record: dict[str, Any]) -> str:
+        unit = self.state.problem.cost.unit
+        line = (
+            f"{record['phase']} {record['epoch']}/{self.epochs}: "
+            f"loss {record['train_loss']:.3f}, accuracy {record['train_accuracy']:.1f}%"
+        )
+        if "arch_accuracy" in record:
+            line += f" (architecture half {record['arch_accuracy']:.1f}%)"
+        if "architecture" in record:
+            line += f", expected {record['expected_cost']:.4g} {unit}"
+            if record["multiplier"] is not None:
+                line += f", multiplier {record['multiplier']:.3f}"
+            line += f", best {record['derived_cost']:.4g} {unit}: {_short(record['architecture'])}"
+        return line
+
+
+def _short(options: dict[str, str]) -> str:
+    return " ".join(options.values())
+
+
+def _entropy(probabilities: dict[str, Tensor]) -> float:
+    """Mean over choices of the entropy divided by its largest value, in [0, 1]."""
+    shares = [
+        float(-(p * p.clamp(min=1e-300).log()).sum()) / math.log(len(p))
+        for p in probabilities.values()
+        if len(p) > 1
+    ]
+    return sum(shares) / len(shares) if shares else 0.0

@@ -1,0 +1,150 @@
+"""First-order alternation (Liu et al. 2019, section 2.3; Cai et al. 2019, section 3.2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.scheduler import create_scheduler_v2
+from torch.nn.functional import cross_entropy
+
+from supernet.choice import Architecture
+from supernet.derive import derive
+from supernet.engine import average_gradients, frozen
+from supernet.strategies.base import Problem, Run, Strategy
+from supernet.strategies.epoch_log import EpochLog
+from supernet.strategies.ranking import Ranking
+from supernet.strategies.state import SearchState
+
+
+class FirstOrder(Strategy):
+    """Warm-up on the weights alone, then weight steps on one half of the training set alternating
+    with architecture steps on the other, the weights taken as they are.
+
+    Args:
+        epochs: passes over the weight half, warm-up included.
+        warmup_epochs: of them, on weights only.
+        arch_every: weight steps to one architecture step.
+        batch_size: images a step and process.
+        weight_optimizer: arguments of timm's `create_optimizer_v2`.
+        arch_optimizer: the same, for the logits.
+        scheduler: arguments of timm's `create_scheduler_v2` for the weight optimizer.
+        clip_grad: largest norm of the weights' gradient; None for no clipping.
+        init_std: standard deviation of the normal the logits start from.
+        channels_last: memory format of the supernet and its inputs.
+        ranking: how a relaxation without logits chooses.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: int,
+        warmup_epochs: int,
+        arch_every: int,
+        batch_size: int,
+        weight_optimizer: Mapping[str, Any],
+        arch_optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        clip_grad: float | None,
+        init_std: float,
+        channels_last: bool,
+        ranking: Ranking,
+    ) -> None:
+        if not 0 <= warmup_epochs < epochs:
+            raise ValueError(
+                f"strategy.warmup_epochs must be at least 0 and below strategy.epochs={epochs}; "
+                f"got {warmup_epochs}"
+            )
+        if arch_every < 1:
+            raise ValueError(f"strategy.arch_every must be 1 or more; got {arch_every}")
+        self.epochs, self.warmup_epochs, self.arch_every = epochs, warmup_epochs, arch_every
+        self.batch_size, self.clip_grad, self.init_std = batch_size, clip_grad, init_std
+        self.weight_optimizer, self.arch_optimizer = dict(weight_optimizer), dict(arch_optimizer)
+        self.scheduler = dict(scheduler)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.ranking = ranking
+
+    def search(self, problem: Problem, run: Run) -> Architecture:
+        state = SearchState(
+            problem,
+            self.batch_size,
+            self.weight_optimizer,
+            self.arch_optimizer,
+            self.init_std,
+            self.memory_format,
+        )
+        if (saved := run.load()) is not None:
+            state.load_state_dict(saved)
+        self.train(state, run)
+        if not problem.relaxation.has_logits:
+            return self.ranking.best(state, run)
+        scores = problem.relaxation.scores(state.parameters())
+        return derive(problem.space, scores, problem.cost, problem.objective.budget)
+
+    def train(self, state: SearchState, run: Run) -> None:
+        """Run from the present step to the last; a log line and a checkpoint an epoch."""
+        num_steps = len(state.weight_stream.loader)
+        searching_steps = (self.epochs - self.warmup_epochs) * num_steps
+        state.problem.objective.num_steps = max(1, searching_steps // self.arch_every)
+        scheduler, _ = create_scheduler_v2(
+            state.weight_optimizer.optimizer, num_epochs=self.epochs, **self.scheduler
+        )
+        log = EpochLog(state, run, self.epochs)
+        state.problem.supernet.train()
+        for epoch in range(state.step // num_steps, self.epochs):
+            scheduler.step(epoch)
+            searching = epoch >= self.warmup_epochs
+            end = (epoch + 1) * num_steps
+            done = state.step - epoch * num_steps
+            with run.progress(num_steps, done, log.title(epoch, searching)) as bar:
+                while state.step < end:
+                    self.weight_step(state, progress=state.step / (self.epochs * num_steps))
+                    state.step += 1
+                    if searching and state.logits_optimizer and state.step % self.arch_every == 0:
+                        self.architecture_step(state)
+                    bar.update()
+                    if state.step % run.checkpoint_every == 0 and state.step < end:
+                        run.save(state.state_dict())
+            log.end_epoch(epoch, searching)
+            run.save(state.state_dict())
+
+    def weight_step(self, state: SearchState, progress: float) -> None:
+        """One step of the weights on the weight half."""
+        problem, accelerator = state.problem, state.problem.accelerator
+        images, labels = state.weight_stream.next()
+        weights = problem.relaxation.for_weight_step(
+            state.parameters(), state.generator, progress
+        )
+        state.weight_optimizer.zero_grad()  # to None: what does not run must not move
+        with accelerator.autocast():
+            outputs = state.wrapped(images.to(memory_format=self.memory_format), weights)
+        loss = cross_entropy(outputs.float(), labels)
+        accelerator.backward(loss)
+        if self.clip_grad is not None:
+            accelerator.clip_grad_norm_(state.wrapped.parameters(), self.clip_grad)
+        state.weight_optimizer.step()
+        state.weight_meter.add(loss, outputs, labels)
+
+    def architecture_step(self, state: SearchState) -> None:
+        """One step of the logits on the architecture half, then one of the multiplier."""
+        problem, accelerator = state.problem, state.problem.accelerator
+        assert state.logits_optimizer is not None
+        images, labels = state.arch_stream.next()
+        logits = state.parameters()
+        sample = problem.relaxation.for_architecture_step(logits, state.generator)
+        with frozen(problem.supernet):
+            with accelerator.autocast():
+                # Past DDP: logits are not its parameters, they are averaged below.
+                outputs = problem.supernet(
+                    images.to(memory_format=self.memory_format), sample.weights
+                )
+            task_loss = cross_entropy(outputs.float(), labels)
+            cost = problem.cost.expected(sample.cost_weights)
+            state.logits_optimizer.zero_grad()
+            accelerator.backward(problem.objective.loss(task_loss, cost))
+        average_gradients(state.parameters.parameters(), accelerator)
+        state.logits_optimizer.step()
+        problem.relaxation.after_step(logits, sample)
+        problem.objective.update(float(cost.detach()))
+        state.arch_meter.add(task_loss, outputs, labels)

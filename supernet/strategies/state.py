@@ -1,0 +1,118 @@
+"""The moving parts of a gradient search; `state_dict` is all there is to resume from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+
+from supernet.checkpoint import rng_state, set_rng_state
+from supernet.choice import ArchitectureParameters
+from supernet.data import Loader, Stream
+from supernet.engine import Meter, check_optimizers
+from supernet.strategies.base import Problem
+
+
+class SearchState:
+    """Logits, optimizers, streams, meters and random state of one search.
+
+    Args:
+        problem: its supernet is moved to the accelerator's device.
+        batch_size: images a step and process.
+        weight_optimizer, arch_optimizer: arguments of timm's `create_optimizer_v2`.
+        init_std: of the logits.
+
+    Attributes:
+        wrapped: the supernet as the weight steps call it (DDP with several processes).
+        logits_optimizer: None for a relaxation without logits.
+        step: weight steps done.
+        ranked: architectures ranked so far, for a relaxation without logits.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        batch_size: int,
+        weight_optimizer: Mapping[str, Any],
+        arch_optimizer: Mapping[str, Any],
+        init_std: float,
+        memory_format: torch.memory_format,
+    ) -> None:
+        accelerator = problem.accelerator
+        self.problem = problem
+        self.generator = torch.Generator().manual_seed(problem.seed)
+        self.parameters = ArchitectureParameters(
+            problem.space.choices, init_std, self.generator
+        ).to(accelerator.device)
+        self.weight_stream, self.arch_stream = (
+            Stream(
+                Loader(
+                    half,
+                    batch_size=batch_size,
+                    seed=problem.seed,
+                    train=True,
+                    device=accelerator.device,
+                    rank=accelerator.process_index,
+                    world_size=accelerator.num_processes,
+                )
+            )
+            for half in problem.data.search_splits(problem.seed)
+        )
+        problem.supernet.to(accelerator.device, memory_format=memory_format)
+        decay = problem.objective.weight_decay
+        override = {} if decay is None else {"weight_decay": decay}
+        weights = create_optimizer_v2(problem.supernet, **{**weight_optimizer, **override})
+        logits = None
+        if problem.relaxation.has_logits:
+            logits = create_optimizer_v2(list(self.parameters.parameters()), **arch_optimizer)
+            problem.relaxation.check_optimizer(logits)
+        check_optimizers(weights, logits, problem.supernet, self.parameters)
+        self.wrapped, self.weight_optimizer = accelerator.prepare(problem.supernet, weights)
+        self.logits_optimizer = None if logits is None else accelerator.prepare(logits)
+        self.weight_meter, self.arch_meter = Meter(accelerator.device), Meter(accelerator.device)
+        self.step = 0
+        self.ranked: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "supernet": self.problem.supernet.state_dict(),
+            "logits": self.parameters.state_dict(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "logits_optimizer": self.logits_optimizer and self.logits_optimizer.state_dict(),
+            "objective": self.problem.objective.state_dict(),
+            "weight_stream": self.weight_stream.state_dict(),
+            "arch_stream": self.arch_stream.state_dict(),
+            "weight_meter": self.weight_meter.state_dict(),
+            "arch_meter": self.arch_meter.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": rng_state(),
+            "ranked": self.ranked,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a `state_dict`.
+
+        Raises:
+            ValueError: it is of another space or another setting.
+        """
+        try:
+            self.problem.supernet.load_state_dict(state["supernet"])
+            self.parameters.load_state_dict(state["logits"])
+            self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+            if self.logits_optimizer is not None:
+                self.logits_optimizer.load_state_dict(state["logits_optimizer"])
+            self.problem.objective.load_state_dict(state["objective"])
+            for name in ("weight_stream", "arch_stream", "weight_meter", "arch_meter"):
+                getattr(self, name).load_state_dict(state[name])
+            self.generator.set_state(state["generator"])
+            self.ranked = list(state["ranked"])
+            self.step = state["step"]
+            set_rng_state(state["rng"])
+        except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the checkpoint does not fit this search ({error}): resume with the configuration "
+                "that made it, or choose another run_dir"
+            ) from error

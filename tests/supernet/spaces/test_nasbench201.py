@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import csv
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from supernet.choice import Architecture
+from supernet.spaces.nasbench201 import NasBench201
+
+OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+STRINGS = [
+    f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
+    for a, b, c, d, e, f in itertools.product(OPERATIONS, repeat=6)
+]
+
+
+def everywhere(space: NasBench201, operation: str) -> Architecture:
+    return space.architecture({choice.name: operation for choice in space.choices})
+
+
+def reaches_output(text: str) -> bool:
+    """Walk the cell from its input along edges that are not `none`."""
+    reached = {0}
+    for target, node in enumerate(text.split("+"), start=1):
+        edges = [edge.split("~") for edge in node.strip("|").split("|")]
+        if any(op != "none" and int(source) in reached for op, source in edges):
+            reached.add(target)
+    return 3 in reached
+
+
+def test_all_strings_round_trip() -> None:
+    space = NasBench201()
+    architectures = [space.from_string(text) for text in STRINGS]
+    assert [space.to_string(architecture) for architecture in architectures] == STRINGS
+    assert len(set(architectures)) == space.size == 15_625
+
+
+def test_a_string_names_the_edges_by_their_source() -> None:
+    text = "|none~0|+|skip_connect~0|nor_conv_1x1~1|+|nor_conv_3x3~0|avg_pool_3x3~1|none~2|"
+    assert dict(NasBench201().from_string(text)) == {
+        "edge_0_1": "none",
+        "edge_0_2": "skip_connect",
+        "edge_1_2": "nor_conv_1x1",
+        "edge_0_3": "nor_conv_3x3",
+        "edge_1_3": "avg_pool_3x3",
+        "edge_2_3": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not of the form"),
+        ("none~0", "not of the form"),
+        ("|none~0|+|none~0|none~1|", "no option given for choice 'edge_0_3'"),
+        ("|none~0|+|none~1|none~0|+|none~0|none~1|none~2|", "not of the form"),
+        ("|none~0|+|none~0|+|none~0|none~1|none~2|", "not of the form"),
+        ("|none~0|+|none~0|none~1|+|none~0|none~1|conv~2|", "no option 'conv'"),
+        (STRINGS[0] + "+|none~0|none~1|none~2|none~3|", "no choice 'edge_0_4'"),
+    ],
+)
+def test_other_strings_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NasBench201().from_string(text)
+
+
+def test_a_cell_is_valid_where_its_output_is_reachable() -> None:
+    space = NasBench201()
+    valid = [space.is_valid(space.from_string(text)) for text in STRINGS]
+    assert valid == [reaches_output(text) for text in STRINGS]
+    assert valid.count(False) == 341
+
+
+def test_invalid_cells_are_those_that_learn_nothing(data_folder: Path) -> None:
+    space = NasBench201()
+    with open(data_folder / "nasbench201-cifar10.csv", newline="") as file:
+        rows = [(row["architecture"], float(row["cifar10_test"])) for row in csv.DictReader(file)]
+    assert sorted(text for text, _ in rows) == sorted(STRINGS)
+    assert {text for text, accuracy in rows if accuracy <= 10.0} == {
+        text for text, _ in rows if not space.is_valid(space.from_string(text))
+    }
+
+
+def test_only_valid_cells_are_sampled() -> None:
+    space, generator = NasBench201(), torch.Generator().manual_seed(0)
+    drawn = {space.to_string(space.sample(generator)) for _ in range(2000)}
+    assert all(reaches_output(text) for text in drawn)
+    assert len(drawn) > 1800
+
+
+# The least and the most that the benchmark reports, in millions. Its FLOPs are multiply-adds of
+# convolutions and of the classifier, and the classifier's bias.
+@pytest.mark.parametrize(
+    ("operation", "num_classes", "params", "flops"),
+    [
+        ("skip_connect", 10, 0.073306, 7.78305),
+        ("nor_conv_3x3", 10, 1.531546, 220.11969),
+        ("skip_connect", 100, 0.079156, 7.7889),
+        ("nor_conv_3x3", 100, 1.537396, 220.12554),
+    ],
+)
+def test_cost_is_what_the_benchmark_reports(
+    operation: str, num_classes: int, params: float, flops: float
+) -> None:
+    space = NasBench201()
+    network = space.build_network(everywhere(space, operation), num_classes).eval()
+    count = 0
+
+    def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal count
+        if isinstance(module, nn.Conv2d):
+            count += module.weight.numel() * output[0, 0].numel()
+        if isinstance(module, nn.Linear):
+            count += module.weight.numel() + module.bias.numel()
+
+    for module in network.modules():
+        module.register_forward_hook(add)
+    network(torch.zeros(1, 3, 32, 32))
+    assert sum(p.numel() for p in network.parameters()) == round(params * 1e6)
+    assert count == round(flops * 1e6)
+
+
+def test_a_cell_computes_its_graph() -> None:
+    """Operations without weights, so that the expected value can be written down."""
+    space = NasBench201(widths=(4,), num_cells=1)
+    text = "|skip_connect~0|+|avg_pool_3x3~0|skip_connect~1|+|none~0|avg_pool_3x3~1|skip_connect~2|"
+    cell = space.build_network(space.from_string(text), 10).blocks[0]
+    x = torch.randn(2, 4, 6, 6)
+    ones = torch.ones(1, 1, 6, 6)
+    box = torch.ones(1, 1, 3, 3)
+    count = nn.functional.conv2d(ones, box, padding=1)  # padding is not part of the average
+    pooled = nn.functional.conv2d(x.flatten(0, 1)[:, None], box, padding=1) / count
+    pooled = pooled.view_as(x)
+    node_2 = pooled + x
+    assert torch.allclose(cell(x), pooled + node_2, atol=1e-5)
+
+
+def test_batch_norms_have_no_affine_part_in_search_only() -> None:
+    space = NasBench201(widths=(4, 8), num_cells=1)
+    supernet, network = (
+        space.build_supernet(10),
+        space.build_network(everywhere(space, "nor_conv_3x3"), 10),
+    )
+    cell = [m for m in supernet.blocks[0].modules() if isinstance(m, nn.BatchNorm2d)]
+    assert cell
+    assert not any(module.affine for module in cell)
+    assert all(module.track_running_stats for module in cell)
+    assert all(m.affine for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_all_cells_share_the_six_choices() -> None:
+    space = NasBench201(widths=(4, 8), num_cells=2)
+    network = space.build_network(everywhere(space, "nor_conv_1x1"), 10)
+    convolutions = [
+        m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
+    ]
+    assert len(convolutions) == 2 * 2 * 6 + 1  # and the shortcut between the stages
+
+
+@pytest.mark.parametrize("settings", [{"widths": []}, {"num_cells": 0}])
+def test_an_empty_skeleton_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="at least one stage and one cell"):
+        NasBench201(**settings)  # type: ignore[arg-type]
+
+
+def test_the_diagram_shows_every_edge() -> None:
+    space = NasBench201()
+    text = "|none~0|+|skip_connect~0|nor_conv_1x1~1|+|nor_conv_3x3~0|avg_pool_3x3~1|none~2|"
+    diagram = space.diagram(space.from_string(text))
+    assert len(diagram.nodes) == 4
+    assert set(diagram.edges) == {
+        (0, 1, "none"),
+        (0, 2, "skip_connect"),
+        (1, 2, "nor_conv_1x1"),
+        (0, 3, "nor_conv_3x3"),
+        (1, 3, "avg_pool_3x3"),
+        (2, 3, "none"),
+    }

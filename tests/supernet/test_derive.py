@@ -1,0 +1,119 @@
+import itertools
+
+import pytest
+import torch
+
+from latency.model import AdditiveCost
+from supernet.choice import Architecture
+from supernet.derive import Infeasible, derive, reachable
+from supernet.space import LinearConstraint, SearchSpace
+from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nasbench201 import NasBench201
+
+SPACES = {
+    "mbconv": MBConv(stages=[[24, 2, 2], [40, 2, 2]], kernels=[3, 5], expansions=[3]),
+    "nasbench201": NasBench201(),
+}
+
+
+def everything(space: SearchSpace) -> list[Architecture]:
+    names = [choice.name for choice in space.choices]
+    options = itertools.product(*(choice.options for choice in space.choices))
+    return [space.architecture(dict(zip(names, chosen, strict=True))) for chosen in options]
+
+
+def connected(a: Architecture) -> bool:
+    """Depth-first through edges that are not `none`; mbconv has no such rule."""
+    edges = [n.split("_")[1:] for n, op in a if n.startswith("edge") and op != "none"]
+    if not any(n.startswith("edge") for n, _ in a):
+        return True
+    reached = {"0"}
+    for _ in range(3):
+        reached |= {t for s, t in edges if s in reached}
+    return "3" in reached
+
+
+def draw(space: SearchSpace, seed: int) -> tuple[dict[str, torch.Tensor], AdditiveCost]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def vectors() -> dict[str, torch.Tensor]:
+        return {
+            c.name: torch.rand(len(c.options), generator=generator, dtype=torch.float64)
+            for c in space.choices
+        }
+
+    scores = {name: torch.log_softmax(3 * v, dim=0) for name, v in vectors().items()}
+    return scores, AdditiveCost(space.choices, 0.7, vectors(), "latency", "ms")
+
+
+def total(space: SearchSpace, values: dict[str, torch.Tensor], a: Architecture) -> float:
+    return sum(values[c.name][c.options.index(a[c.name])].item() for c in space.choices)
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_brute_force(name: str, seed: int) -> None:
+    space = SPACES[name]
+    scores, cost = draw(space, seed)
+    valid = [a for a in everything(space) if connected(a)]
+    costs = {a: 0.7 + total(space, cost.per_option, a) for a in valid}
+    low, high = reachable(space, cost)
+    assert low == pytest.approx(min(costs.values())) and high == pytest.approx(max(costs.values()))
+    for share in (0.02, 0.3, 0.6, 1.0):
+        budget = low + share * (high - low)
+        best = max((a for a in valid if costs[a] <= budget), key=lambda a: total(space, scores, a))
+        found = derive(space, scores, cost, budget)
+        assert total(space, scores, found) == pytest.approx(total(space, scores, best), abs=1e-9)
+        assert costs[found] <= budget
+    unbound = max(valid, key=lambda a: total(space, scores, a))
+    assert derive(space, scores) == unbound
+
+
+def test_none_that_dominates_is_not_an_answer() -> None:
+    space = NasBench201()
+    scores = {c.name: torch.tensor([0.0, -9, -9, -9, -9]).double() for c in space.choices}
+    found = derive(space, scores)
+    assert connected(found)
+    assert sum(option != "none" for _, option in found) == 1
+
+
+def test_a_budget_that_is_exactly_a_cost_is_met() -> None:
+    space = SPACES["mbconv"]
+    scores, cost = draw(space, 9)
+    for architecture in everything(space)[::7]:
+        budget = cost.of(architecture)
+        assert cost.of(derive(space, scores, cost, budget)) <= budget
+
+
+def test_an_unreachable_budget_is_refused_with_the_range() -> None:
+    space = SPACES["mbconv"]
+    scores, cost = draw(space, 0)
+    low, high = reachable(space, cost)
+    with pytest.raises(Infeasible, match=f"{low:.6g} to {high:.6g}"):
+        derive(space, scores, cost, 0.99 * low)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    space = SPACES["mbconv"]
+    scores, _ = draw(space, 0)
+    scores["stage1_0"][0] = float("nan")
+    with pytest.raises(ValueError, match="diverged"):
+        derive(space, scores)
+
+
+class Pairwise(MBConv):
+    """A space that states its own linear score and an extra rule."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**settings)
+        self.constraints = (LinearConstraint({("stage1_0", "k3_e3"): 1.0}, upper=0.0),)
+
+    def scores(self, option_scores):
+        return {name: -values for name, values in option_scores.items()}
+
+
+def test_a_space_may_state_its_own_score_and_rules() -> None:
+    space = Pairwise(stages=[[24, 2, 2]], kernels=[3, 5], expansions=[3])
+    scores = {"stage1_0": torch.tensor([1.0, 2.0]), "stage1_1": torch.tensor([3.0, 1.0, 2.0])}
+    found = derive(space, scores)
+    assert dict(found) == {"stage1_0": "k5_e3", "stage1_1": "k5_e3"}

@@ -1,0 +1,143 @@
+import math
+
+import pytest
+import torch
+
+from supernet.objective import Additive, Budget, FBNet, Proxyless, TaskOnly
+
+RANGE = (2.0, 10.0)
+
+
+def value(objective, task: float, cost: float) -> float:
+    return objective.loss(
+        torch.tensor(task), torch.tensor(cost, dtype=torch.float64)
+    ).item()
+
+
+def test_none_ignores_the_cost() -> None:
+    assert value(TaskOnly(), 1.5, 7.0) == 1.5
+
+
+def test_additive() -> None:
+    assert value(Additive(lambda2=0.1), 1.5, 7.0) == pytest.approx(1.5 + 0.7)
+
+
+def test_lambda1_is_twice_the_weight_decay() -> None:
+    """SGD with decay d adds d w to the gradient, and the gradient of lambda1 ||w||^2 is
+    2 lambda1 w."""
+    objective = Additive(lambda2=0.1, lambda1=0.05)
+    w = torch.tensor([3.0], requires_grad=True)
+    assert objective.weight_decay is not None
+    optimizer = torch.optim.SGD([w], lr=1.0, weight_decay=objective.weight_decay)
+    w.grad = torch.zeros(1)
+    optimizer.step()
+    assert w.item() == pytest.approx(3.0 - 2 * 0.05 * 3.0)
+    assert Additive(lambda2=0.1).weight_decay is None
+
+
+def test_proxyless_has_the_power_on_the_ratio_of_logarithms() -> None:
+    objective = Proxyless(ref=4.0)
+    expected = 1.5 * 0.2 * (math.log(7.0) / math.log(4.0)) ** 0.3
+    assert value(objective, 1.5, 7.0) == pytest.approx(expected)
+    in_us = Proxyless(ref=4000.0, unit="us")
+    expected = 1.5 * 0.2 * (math.log(7000.0) / math.log(4000.0)) ** 0.3
+    assert value(in_us, 1.5, 7.0) == pytest.approx(expected)
+
+
+def test_fbnet_has_the_power_outside_the_logarithm() -> None:
+    expected = 1.5 * 0.2 * math.log(7000.0) ** 0.6
+    assert value(FBNet(), 1.5, 7.0) == pytest.approx(expected)
+    assert value(FBNet(unit="ms"), 1.5, 7.0) == pytest.approx(1.5 * 0.2 * math.log(7.0) ** 0.6)
+
+
+@pytest.mark.parametrize("objective", [FBNet(unit="ms"), Proxyless(ref=2.0)])
+@pytest.mark.parametrize("cost", [1.0, 0.4])
+def test_a_logarithm_at_or_below_one_unit_is_refused(objective, cost: float) -> None:
+    with pytest.raises(ValueError, match="ms is not positive.*objective.unit=us"):
+        value(objective, 1.5, cost)
+    with pytest.raises(ValueError, match="objective.unit=us"):
+        objective.prepare((cost, 9.0), "ms")
+
+
+def test_a_reference_at_or_below_one_unit_is_refused() -> None:
+    with pytest.raises(ValueError, match="not positive"):
+        Proxyless(ref=1.0)
+
+
+def test_units_are_named() -> None:
+    with pytest.raises(ValueError, match="'s' is unknown; valid: ms, us"):
+        FBNet(unit="s")
+
+
+def test_budget_is_an_augmented_lagrangian() -> None:
+    objective = Budget(budget_ms=5.0)
+    objective.prepare(RANGE, "ms")
+    assert value(objective, 1.5, 4.0) == pytest.approx(1.5)  # met, and nothing learned yet
+    assert value(objective, 1.5, 7.0) == pytest.approx(1.5 + 0.5 * 0.4**2)
+    objective.load_state_dict({"multiplier": 0.8})
+    cost = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
+    objective.loss(torch.tensor(1.5), cost).backward()
+    assert cost.grad is not None
+    assert cost.grad.item() == pytest.approx((0.8 + 0.4) / 5.0)
+
+
+def test_multiplier_rises_above_the_budget_and_falls_to_zero_below() -> None:
+    objective = Budget(budget_ms=5.0, ascent=10.0)
+    objective.num_steps = 100
+    objective.update(7.5)
+    assert objective.multiplier == pytest.approx(0.1 * 0.5)
+    for _ in range(10):
+        objective.update(2.5)
+    assert objective.multiplier == 0.0
+    objective.update(10.0)
+    assert objective.state_dict() == {"multiplier": pytest.approx(0.1)}
+
+
+def test_dual_ascent_settles_on_the_constrained_optimum() -> None:
+    """min -log p_0 over two options that cost 10 and 2, mean at most 5: p_0 = 3/8 exactly."""
+    objective = Budget(budget_ms=5.0)
+    objective.prepare(RANGE, "ms")
+    objective.num_steps = 2000
+    logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.02)
+    for _ in range(2000):
+        p = torch.softmax(logits, dim=0)
+        cost = p @ torch.tensor([10.0, 2.0], dtype=torch.float64)
+        optimizer.zero_grad()
+        objective.loss(-p[0].log(), cost).backward()
+        optimizer.step()
+        objective.update(cost.item())
+    assert torch.softmax(logits, dim=0)[0].item() == pytest.approx(3 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needs a budget"),
+        ({"budget_ms": 3.0, "budget_share": 0.5}, "budget_ms and budget_share"),
+        ({"budget": 3.0}, "use objective.budget_ms"),
+        ({"budget_ms": 3.0, "cost": "macs"}, "use objective.budget"),
+        ({"budget_ms": -1.0}, "positive.*-1.0"),
+        ({"budget_ms": float("nan")}, "positive"),
+        ({"budget_ms": 3.0, "cost": "joules"}, "'joules' is unknown; valid: latency, macs, params"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Budget(**settings)
+
+
+def test_an_unreachable_budget_is_refused_before_training_with_the_range() -> None:
+    with pytest.raises(ValueError, match="1.5 ms cannot be met.*from 2 to 10 ms"):
+        Budget(budget_ms=1.5).prepare(RANGE, "ms")
+
+
+def test_a_share_is_of_the_largest() -> None:
+    objective = Budget(budget_share=0.6)
+    objective.prepare(RANGE, "ms")
+    assert objective.budget == pytest.approx(6.0)
+
+
+def test_ranking_goes_by_accuracy_unless_the_loss_has_a_price() -> None:
+    assert TaskOnly().rank(90.0, 2.0, 9.0) < TaskOnly().rank(80.0, 1.0, 1.0)
+    assert Additive(lambda2=1.0).rank(90.0, 2.0, 9.0) > Additive(lambda2=1.0).rank(80.0, 1.0, 1.0)

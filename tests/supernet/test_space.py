@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+
+from supernet.choice import Architecture, Choice
+from supernet.network import Network
+from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
+from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nasbench201 import NasBench201
+
+
+class Toy(SearchSpace):
+    """Three choices; valid where at most four of `a`, at least one `on` in the others."""
+
+    def __init__(self, in_chans: int = 3, img_size: int = 8, most: float = 4.0) -> None:
+        sizes = {("size", option): float(option) for option in ("1", "4", "9")}
+        on = {("left", "on"): 1.0, ("right", "on"): 1.0}
+        super().__init__(
+            choices=(
+                Choice("size", ("1", "4", "9")),
+                Choice("left", ("on", "off", "idle")),
+                Choice("right", ("on", "off")),
+            ),
+            settings={"in_chans": in_chans, "img_size": img_size, "most": most},
+            constraints=(LinearConstraint(sizes, upper=most), LinearConstraint(on, lower=1.0)),
+        )
+
+    def build(self, select: Select, num_classes: int, search: bool) -> Network:
+        raise NotImplementedError
+
+    def diagram(self, architecture: Architecture) -> Diagram:
+        raise NotImplementedError
+
+
+VALID = [
+    (size, left, right)
+    for size, left, right in itertools.product(("1", "4"), ("on", "off", "idle"), ("on", "off"))
+    if left == "on" or right == "on"
+]
+
+
+def settle(space: SearchSpace, options: tuple[str, ...]) -> Architecture:
+    names = [choice.name for choice in space.choices]
+    return space.architecture(dict(zip(names, options, strict=True)))
+
+
+def test_size_is_the_product_of_the_options() -> None:
+    assert Toy().size == 3 * 3 * 2
+    assert NasBench201().size == 5**6 == 15_625
+    # 21 blocks of 6 operations; those that change neither width nor resolution may be absent
+    assert MBConv().size == 6**6 * 7**15
+
+
+def test_constraints_hold_for_exactly_the_valid_architectures() -> None:
+    space = Toy()
+    every = itertools.product(*(choice.options for choice in space.choices))
+    assert [o for o in every if space.is_valid(settle(space, o))] == VALID
+
+
+def test_sampling_is_uniform_over_the_valid_architectures() -> None:
+    space, generator = Toy(), torch.Generator().manual_seed(0)
+    drawn = Counter(space.sample(generator) for _ in range(300 * len(VALID)))
+    assert set(drawn) == {settle(space, options) for options in VALID}
+    assert stats.chisquare(list(drawn.values())).pvalue > 0.01
+
+
+def test_sampling_repeats_with_the_generator() -> None:
+    space = MBConv()
+
+    def draw(seed: int) -> list[Architecture]:
+        generator = torch.Generator().manual_seed(seed)
+        return [space.sample(generator) for _ in range(5)]
+
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "1", "left": "on", "right": "on", "top": "on"}, "no choice 'top'; valid: size,"),
+        ({"size": "1", "left": "on"}, "no option given for choice 'right'"),
+        (
+            {"size": "1", "left": "on", "right": "idle"},
+            "'right' has no option 'idle'; valid: on, off",
+        ),
+    ],
+)
+def test_unknown_and_missing_names_are_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Toy().architecture(options)
+
+
+def test_choices_are_put_in_the_order_of_the_space() -> None:
+    space = Toy()
+    swapped = space.architecture({"right": "on", "size": "4", "left": "off"})
+    assert swapped == settle(space, ("4", "off", "on"))
+    written_otherwise = Architecture(swapped.space, swapped.settings, swapped.options[::-1])
+    assert space.check(written_otherwise) == swapped
+
+
+def test_architectures_of_other_spaces_and_settings_are_refused() -> None:
+    architecture = settle(Toy(most=9), ("1", "on", "on"))
+    with pytest.raises(ValueError, match="most=9 instead of 4.0"):
+        Toy().check(architecture)
+    with pytest.raises(ValueError, match="is of .*Toy, not of .*NasBench201"):
+        NasBench201().check(architecture)
+
+
+@pytest.mark.parametrize("space", [NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,))])
+def test_a_space_is_rebuilt_from_its_architecture(space: SearchSpace) -> None:
+    architecture = space.sample(torch.Generator().manual_seed(0))
+    again = SearchSpace.of(Architecture.from_dict(architecture.to_dict()))
+    assert type(again) is type(space)
+    assert again.settings == space.settings
+    assert again.choices == space.choices
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"space": "absent_package.Space"}, "'absent_package.Space' cannot be imported"),
+        ({"space": "supernet.spaces.nasbench201.Absent"}, "cannot be imported"),
+        ({"space": "nodots"}, "cannot be imported"),
+        ({"space": ".relative.Space"}, "cannot be imported"),
+        ({"space": "supernet.choice.Choice"}, "is not a SearchSpace"),
+        ({"settings": {"depth": 3}}, "refuses the settings: .*'depth'"),
+        ({"choices": {"edge_9_9": "none"}}, "has no choice 'edge_9_9'"),
+    ],
+)
+def test_what_cannot_be_rebuilt_is_refused(change: dict[str, Any], message: str) -> None:
+    space = NasBench201()
+    value = space.sample(torch.Generator().manual_seed(0)).to_dict()
+    with pytest.raises(ValueError, match=message):
+        SearchSpace.of(Architecture.from_dict({**value, **change}))
