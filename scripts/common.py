@@ -123,15 +123,20 @@ class Measured:
     target: Target
     table: LatencyTable | None
 
-    def latency(self, space: SearchSpace) -> LatencyModel | None:
-        return self.table and LatencyModel(space.choices, self.sites, self.table)
+    @property
+    def is_here(self) -> bool:
+        """Whether the backend can measure the target on this machine."""
+        here = self.backend.accepts_device(self.target.device)
+        return here and self.backend.runtime == self.target.runtime
+
+    def latency(self, space: SearchSpace) -> LatencyModel:
+        assert self.table is not None
+        return LatencyModel(space.choices, self.sites, self.table)
 
     def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
         """The additive cost an objective asks for: latency, macs or params."""
         if name == "latency":
-            model = self.latency(space)
-            assert model is not None
-            return model
+            return self.latency(space)
         return {"macs": macs_cost, "params": params_cost}[name](space.choices, self.sites)
 
 
@@ -164,11 +169,20 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     else:
         measured.table = LatencyTable.load(latency.table)
         if not latency.allow_other_target:
-            measured.table.check_target(target)
+            name = backend.describe()["device_name"] if measured.is_here else None
+            measured.table.check_target(target, name)
     keys = {site.key for site in sites}
     measured.table.require(keys, measure_command())
     measured.table = measured.table.restrict(keys)
     return measured
+
+
+def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) -> Measured:
+    """The same for a finished run, with the table in its folder."""
+    own = {"table": str(run / "latency_table.json"), "allow_other_target": True}
+    cfg = OmegaConf.merge(run_cfg, {"latency": own})
+    assert isinstance(cfg, DictConfig)
+    return measure_space(cfg, data, space, with_table=True)
 
 
 def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:

@@ -18,16 +18,15 @@ from supernet.export import export_onnx, export_timm
 from supernet.network import Network, inherit_weights
 from supernet.space import SearchSpace
 from supernet.weights_file import load_network
-from supernet_scripts.common import command, make_space, measure_space, run_config
+from supernet_scripts.common import command, make_space, measure_run, run_config
 
 log = logging.getLogger(__name__)
 
 
 def derive_run(cfg: DictConfig, run_cfg: DictConfig, data: Data, state: dict[str, Any]) -> Architecture:
     """The best architecture of a search under the search's budget or another."""
-    table = OmegaConf.create({"latency": {"table": str(Path(cfg.run) / "latency_table.json")}})
     space = make_space(run_cfg, data)
-    measured = measure_space(OmegaConf.merge(run_cfg, table), data, space, with_table=True)
+    measured = measure_run(run_cfg, Path(cfg.run), data, space)
     settings = {"budget_ms": cfg.budget_ms, "budget": cfg.budget}
     if any(value is not None for value in settings.values()):
         settings["budget_share"] = None

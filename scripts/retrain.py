@@ -28,7 +28,7 @@ from supernet_scripts.common import (
     Measured,
     command,
     hide_other_ranks,
-    measure_space,
+    measure_run,
     open_run,
     run_config,
 )
@@ -52,8 +52,7 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     derived = Architecture.load(cfg.get("architecture") or run / "architecture.json")
     space = SearchSpace.of(derived)
     search = read_json(run / "result.json", "result")
-    table = OmegaConf.create({"latency": {"table": str(run / "latency_table.json")}})
-    measured = measure_space(OmegaConf.merge(run_cfg, table), data, space, with_table=True)
+    measured = measure_run(run_cfg, run, data, space)
     architectures = {"derived": derived}
     if cfg.baseline == "random":
         cost = measured.cost(space, run_cfg.objective.cost)
@@ -118,18 +117,16 @@ def _measure(
 ) -> None:
     """Add predicted and measured latency and MACs; all networks are timed in turns."""
     latency, macs = measured.latency(space), macs_cost(space.choices, measured.sites)
-    networks = [space.build_network(a, data.info.num_classes) for a in architectures]
-    timings = measure_networks(
-        networks, measured.backend, measured.target, in_chans=space.in_chans
-    )
-    for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
-        entry["predicted_ms"] = latency and latency.of(architecture)
-        entry["measured_ms"] = vars(timing)
-        entry["macs"] = round(macs.of(architecture))
-        log.info(
-            "%s: test %.2f%%, predicted %.3f ms, measured %.3f ms",
-            entry["name"], entry["accuracy"], entry["predicted_ms"], timing.median_ms,
+    timings: list[Any] = [None] * len(entries)
+    if measured.is_here:
+        networks = [space.build_network(a, data.info.num_classes) for a in architectures]
+        timings = measure_networks(
+            networks, measured.backend, measured.target, in_chans=space.in_chans
         )
+    for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
+        entry["predicted_ms"] = latency.of(architecture)
+        entry["measured_ms"] = timing and vars(timing)
+        entry["macs"] = round(macs.of(architecture))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="retrain")

@@ -21,16 +21,16 @@ def conclude(
     problem: Problem,
     run: Run,
     architecture: Architecture,
-    latency: LatencyModel | None,
-    backend: Backend,
+    latency: LatencyModel,
+    backend: Backend | None,
     target: Target,
     bn_batches: int,
 ) -> dict[str, Any]:
     """Judge and measure the derived network; write `architecture.json` and `result.json`.
 
     Args:
-        latency: predicts the latency where a table is there.
-        backend, target: measure the whole network, where `latency` is given.
+        latency: predicts the latency.
+        backend: measures the whole network on the target; None where the target is elsewhere.
         bn_batches: batches that recalibrate its batch norms.
 
     Returns:
@@ -43,7 +43,7 @@ def conclude(
         "budget": problem.objective.budget,
         "reachable": list(reachable(problem.space, problem.cost)),
         "predicted": problem.cost.of(architecture),
-        "predicted_ms": latency and latency.of(architecture),
+        "predicted_ms": latency.of(architecture),
         "measured_ms": None,
         "accuracy": accuracy,
         "loss": loss,
@@ -52,7 +52,7 @@ def conclude(
         "seconds": {"search": time.perf_counter() - run.started},
     }
     if run.main:
-        if latency is not None:
+        if backend is not None:
             network = problem.space.build_network(architecture, problem.data.info.num_classes)
             measured = measure_network(network, backend, target, in_chans=problem.space.in_chans)
             result["measured_ms"] = vars(measured)

@@ -91,7 +91,10 @@ def retrain(
         run.checkpoint.unlink(missing_ok=True)  # a later resume must not find an older training
     state = run.load()
     training = _Training(architecture, data, recipe, run, name, seed, network, accelerator)
-    return training.run_through(state)
+    try:
+        return training.run_through(state)
+    finally:
+        accelerator.free_memory()  # else it keeps this network while the next one is trained
 
 
 class _Training:

@@ -12,13 +12,15 @@ import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "search.py"
 TINY = [
+    "data.img_size=16",
+    "data.train_limit=128",
     "space=mbconv_small",
     "space.stages=[[8,1,2]]",
     "space.kernels=[3]",
     "strategy.epochs=2",
     "strategy.warmup_epochs=1",
-    "strategy.batch_size=256",
-    "objective.budget_share=0.9",
+    "strategy.batch_size=32",
+    "objective.budget_share=1.0",
     "latency.rounds=1",
     "latency.burst_ms=0.1",
     "bn_batches=1",

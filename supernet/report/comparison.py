@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from supernet.files import read_json, write_json, write_text
 from supernet.report.page import number, percent, render
@@ -84,8 +84,8 @@ def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
 def _overrides(folder: Path) -> dict[str, str]:
     """A job's command line: "+a.b=1" is {"a.b": "1"}."""
     path = folder / ".hydra" / "overrides.yaml"
-    lines = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
-    pairs = (str(line).partition("=") for line in lines or [])
+    lines = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else []
+    pairs = (str(line).partition("=") for line in lines or ())
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 

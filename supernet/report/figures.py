@@ -234,9 +234,7 @@ def latency(networks: Sequence[Record]) -> str:
     ends = [n["predicted_ms"] for n in networks]
     for timing in (n["measured_ms"] for n in networks):
         ends += [timing["median_ms"] + half * timing["iqr_ms"] for half in (-0.5, 0.5)]
-    low, high = min(ends), max(ends)
-    pad = 0.12 * (high - low) or 0.1 * high
-    line = np.array([max(low - pad, 0.0), high + pad])
+    line = np.array([0.87 * min(ends), 1.13 * max(ends)])  # the band of 10% fits in
     axes.fill_between(line, 0.9 * line, 1.1 * line, color=_PAGE["grid"], alpha=0.6, linewidth=0,
                       label="within 10%")  # fmt: skip
     axes.plot(line, line, color=_PAGE["muted"], linewidth=1.2, label="measured = predicted")
@@ -265,7 +263,7 @@ def speed(records: Sequence[Record]) -> str:
     left, right = figure.subplots(1, 2)
     _line(left, records, "steps_per_second", "steps")
     left.set(ylabel="steps per second")
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.15 * max(_values(records, "steps_per_second")))
     _line(right, records, "wait_share", "waiting", color=_PAGE["c4"])
     right.set(ylabel="time waiting for data")
     right.set_ylim(-0.005, max([0.1, *(1.15 * v for v in _values(records, "wait_share"))]))

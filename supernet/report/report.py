@@ -65,7 +65,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         cards=cards(run),
         networks=network_rows(run.networks),
         networks_caption=networks_caption(run.networks),
-        networks_missing=_NO_RETRAINING.format(run.folder.resolve().name),
+        networks_missing=_NO_RETRAINING.format(run.folder),
         drawing=drawing,
         drawing_caption=_CHAIN if drawing and drawing.chain else _GRAPH,
         config_lines=[_yaml_line(line) for line in run.config.splitlines()],
@@ -111,9 +111,13 @@ def _probabilities(run: Run) -> Section:
             f"{number(best['cost'])} {run.cost[1]}."
         )
         return Section("probabilities", "Ranking of candidates", (Figure(figure, caption),))
-    reason = "The architecture has not been searched yet: there is no epoch after the warm-up."
-    return Section("probabilities", title, missing=reason if run.result is None and not
-                   run.retraining else "This run kept no probabilities.")  # fmt: skip
+    if records:
+        reason = "The search has not ended: its options are known once architecture.json is there."
+    elif run.result is None and run.retraining is not None:
+        reason = "This is a retraining; the probabilities are in the report of its search."
+    else:
+        reason = "No epoch recorded probabilities: the search has not passed its warm-up."
+    return Section("probabilities", title, missing=reason)
 
 
 def _best_ranked(run: Run) -> Record:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from supernet.report.page import number, percent
 from supernet.report.run import Record, Run
 
-
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -46,8 +45,10 @@ def subtitle(run: Run) -> str:
 
 
 def _size(size: int) -> str:
-    digits = len(str(size)) - 1
-    return f"{size:,}" if digits < 9 else f"{size / 10**digits:.1f} × 10{str(digits).translate(_SUPERSCRIPT)}"
+    exponent = len(str(size)) - 1
+    if exponent < 9:
+        return f"{size:,}"
+    return f"{size / 10**exponent:.1f} × 10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
 def verdict(run: Run) -> tuple[str, str] | None:
@@ -88,7 +89,8 @@ def _search_cards(run: Run) -> list[Card]:
     result, (name, unit) = run.result, run.cost
     predicted, reach = result["predicted"], result["reachable"]
     span = f"reachable {number(reach[0])} to {number(reach[1])} {unit}"
-    note = "no budget was set" if not run.budget else f"{100 * predicted / run.budget:.1f}% of the budget"
+    share = 100 * predicted / run.budget if run.budget else None
+    note = "no budget was set" if share is None else f"{share:.1f}% of the budget"
     found = [
         Card("Budget", number(run.budget), unit if run.budget is not None else "", span),
         Card(f"Predicted {name}", number(predicted), unit, note),

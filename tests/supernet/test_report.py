@@ -150,8 +150,7 @@ CELL = NasBench201(widths=(4, 8), num_cells=1)
 
 RUNS = {
     "mbconv": dict(space=PAPER, retrain=True),
-    "cell": dict(space=CELL, retrain=True),
-    "search_only": dict(space=SMALL, retrain=False),
+    "cell": dict(space=CELL, retrain=False),
     "one_shot": dict(space=CELL, retrain=False, one_shot=True),
 }
 # sections that only say why they are empty
@@ -203,13 +202,13 @@ def test_what_users_wrote_is_escaped(reports):
 
 
 def test_report_is_the_same_every_time(runs, reports):
-    before = reports["mbconv"].read_bytes()
-    assert write_report(runs["mbconv"]).read_bytes() == before
+    before = reports["cell"].read_bytes()
+    assert write_report(runs["cell"]).read_bytes() == before
 
 
-def test_sections_say_what_is_missing(reports, tmp_path):
-    text = reports["search_only"].read_text()
-    assert "This run did not retrain: run supernet-retrain run=search_only." in text
+def test_sections_say_what_is_missing(runs, reports, tmp_path):
+    text = reports["cell"].read_text()
+    assert f"This run did not retrain: run supernet-retrain run={runs['cell']}." in text
     assert "no logits, and so no expected latency" in reports["one_shot"].read_text()
     folder = tmp_path / "young"
     first = {"step": 1, "epoch": 0, "phase": "warmup", "train_accuracy": 30.0}
@@ -233,9 +232,9 @@ def test_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_mean_of_random_is_labelled_and_right(runs, reports):
-    networks = json.loads((runs["cell"] / "retrain" / "result.json").read_text())["networks"]
+    networks = json.loads((runs["mbconv"] / "retrain" / "result.json").read_text())["networks"]
     accuracies = [n["accuracy"] for n in networks if n["name"] != "derived"]
-    row = re.search(r"mean of random \(n = 3\)</td><td>([\d.]+)<", reports["cell"].read_text())
+    row = re.search(r"mean of random \(n = 3\)</td><td>([\d.]+)<", reports["mbconv"].read_text())
     assert float(row[1]) == pytest.approx(sum(accuracies) / 3, abs=0.005)
 
 
@@ -302,7 +301,7 @@ def test_chain_colours_what_can_be_chosen():
     ]  # fmt: skip
     kinds = [item.kind for item in chain]
     assert kinds[:3] == ["fixed"] * 3 and kinds[-1] == "fixed"
-    assert kinds[4] == "absent"
+    assert kinds[4] == "skip"
     assert kinds[3] == kinds[6] != kinds[5]
     assert chain[5].detail == "16 /2"
 

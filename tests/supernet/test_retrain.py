@@ -453,7 +453,8 @@ def test_data_of_other_channels_is_refused(tmp_path: Path) -> None:
 
 def test_default_config_makes_a_recipe() -> None:
     root = Path(__file__).parents[2]
-    recipe = instantiate(OmegaConf.load(root / "conf" / "recipe" / "default.yaml"))
+    config = OmegaConf.load(root / "conf" / "recipe" / "default.yaml")
+    recipe = instantiate(OmegaConf.create({"precision": "no", "recipe": config}).recipe)
     assert isinstance(recipe, Recipe)
     assert type(recipe.optimizer) is dict
     recipe.make_scheduler(recipe.make_optimizer(small_network()), 10)
