@@ -37,16 +37,18 @@ def sweep(command: list[str], cwd: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher",
+    ("launcher", "announcement"),
     [
-        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-        ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"],
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "Joblib.Parallel(n_jobs=2"),
+        (["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"], "Submitit 'local'"),
     ],
     ids=["joblib", "submitit"],
 )
-def test_jobs_of_a_launcher_share_one_table(launcher: list[str], tmp_path: Path) -> None:
+def test_jobs_of_a_launcher_share_one_table(
+    launcher: list[str], announcement: str, tmp_path: Path
+) -> None:
     command = [sys.executable, str(SCRIPT), "-m", *launcher, "seed=1,2", "run_dir=sweep", *TINY]
-    sweep(command, tmp_path)
+    assert announcement in sweep(command, tmp_path)
     folders = [tmp_path / "sweep" / str(job) for job in range(2)]
     tables = [(folder / "latency_table.json").read_bytes() for folder in folders]
     assert tables[0] == tables[1]
