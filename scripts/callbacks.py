@@ -28,7 +28,9 @@ class MultirunCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         for overrides in table_overrides(list(config.hydra.overrides.task)):
-            cfg = GlobalHydra.instance().hydra.compose_config(
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            cfg = hydra.compose_config(
                 config_name=config.hydra.job.config_name,
                 overrides=overrides,
                 run_mode=RunMode.RUN,

@@ -73,9 +73,7 @@ def open_run(cfg: DictConfig, accelerator: Accelerator) -> Path:
 
 def _check_folder(cfg: DictConfig, folder: Path) -> None:
     path = folder / "config.yaml"
-    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(settings, dict)
-    config = OmegaConf.create({k: v for k, v in settings.items() if k not in UNSAVED})
+    config = OmegaConf.create({k: v for k, v in plain(cfg).items() if k not in UNSAVED})
     if not path.exists():
         overrides = HydraConfig.get().overrides
         named = any("run_dir" in o or ".dir=" in o for o in [*overrides.task, *overrides.hydra])
@@ -180,16 +178,13 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
 def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) -> Measured:
     """The same for a finished run, with the table in its folder."""
     own = {"table": str(run / "latency_table.json"), "allow_other_target": True}
-    cfg = OmegaConf.merge(run_cfg, {"latency": own})
-    assert isinstance(cfg, DictConfig)
-    return measure_space(cfg, data, space, with_table=True)
+    return measure_space(merged(run_cfg, {"latency": own}), data, space, with_table=True)
 
 
 def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
-    wanted = OmegaConf.to_container(cfg.latency.target, resolve=True)
-    assert isinstance(wanted, dict)
+    wanted = {k: v for k, v in plain(cfg.latency.target).items() if v is not None}
     own = {"runtime": backend.runtime, "resolution": data.info.img_size}
-    return Target(**{**own, **{k: v for k, v in wanted.items() if v is not None}})
+    return Target(**{**own, **wanted})
 
 
 def measure_command() -> str:
@@ -201,6 +196,19 @@ def measure_command() -> str:
         if override.lstrip("+~").startswith(shared) and not override.startswith("latency.table")
     ]
     return " ".join(["supernet-measure", *words, "output=FILE"])
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as a dict."""
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
+def merged(cfg: DictConfig, changes: dict[str, Any]) -> DictConfig:
+    result = OmegaConf.merge(cfg, changes)
+    assert isinstance(result, DictConfig)
+    return result
 
 
 def run_config(run: Path) -> DictConfig:

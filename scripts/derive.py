@@ -8,7 +8,7 @@ from typing import Any
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
@@ -18,19 +18,21 @@ from supernet.export import export_onnx, export_timm
 from supernet.network import Network, inherit_weights
 from supernet.space import SearchSpace
 from supernet.weights_file import load_network
-from supernet_scripts.common import command, make_space, measure_run, run_config
+from supernet_scripts.common import command, make_space, measure_run, merged, run_config
 
 log = logging.getLogger(__name__)
 
 
-def derive_run(cfg: DictConfig, run_cfg: DictConfig, data: Data, state: dict[str, Any]) -> Architecture:
+def derive_run(
+    cfg: DictConfig, run_cfg: DictConfig, data: Data, state: dict[str, Any]
+) -> Architecture:
     """The best architecture of a search under the search's budget or another."""
     space = make_space(run_cfg, data)
     measured = measure_run(run_cfg, Path(cfg.run), data, space)
     settings = {"budget_ms": cfg.budget_ms, "budget": cfg.budget}
     if any(value is not None for value in settings.values()):
         settings["budget_share"] = None
-        run_cfg = OmegaConf.merge(run_cfg, {"objective": settings})
+        run_cfg = merged(run_cfg, {"objective": settings})
     objective = instantiate(run_cfg.objective)
     cost = measured.cost(space, objective.cost)
     objective.prepare(reachable(space, cost), cost.unit)
@@ -57,7 +59,9 @@ def _best_ranked(
     return space.architecture(best["architecture"])
 
 
-def _network(cfg: DictConfig, found: Architecture, num_classes: int, supernet_state: Any) -> Network:
+def _network(
+    cfg: DictConfig, found: Architecture, num_classes: int, supernet_state: Any
+) -> Network:
     """With retrained weights where they are given, else with the supernet's."""
     if cfg.weights is not None:
         return load_network(cfg.weights)[0]

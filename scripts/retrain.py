@@ -9,13 +9,14 @@ from typing import Any
 import hydra
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from latency.measure import measure_networks
-from latency.model import macs_cost
+from latency.model import AdditiveCost, macs_cost
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.data import Data
+from supernet.derive import reachable
 from supernet.engine import make_accelerator
 from supernet.files import read_json, write_json
 from supernet.network import Network, inherit_weights
@@ -24,12 +25,14 @@ from supernet.report import write_report
 from supernet.retrain import retrain
 from supernet.sampling import RangeSampler
 from supernet.space import SearchSpace
+from supernet.tracking import Tracker
 from supernet_scripts.common import (
     Measured,
     command,
     hide_other_ranks,
     measure_run,
     open_run,
+    plain,
     run_config,
 )
 
@@ -43,7 +46,8 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
 
     Args:
         run_cfg: configuration of the search.
-        cfg: recipe, init, baseline, num_baselines, architecture, device, precision, resume.
+        cfg: recipe, init, baseline, num_baselines, tracker, device, precision, resume, and
+            `architecture` where it is not the run's.
         run: folder of the search.
         folder: for the results, one folder in it a network.
     """
@@ -51,36 +55,27 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     data: Data = instantiate(run_cfg.data)
     derived = Architecture.load(cfg.get("architecture") or run / "architecture.json")
     space = SearchSpace.of(derived)
-    search = read_json(run / "result.json", "result")
     measured = measure_run(run_cfg, run, data, space)
-    architectures = {"derived": derived}
-    if cfg.baseline == "random":
-        cost = measured.cost(space, run_cfg.objective.cost)
-        budget = search["budget"] or cost.of(derived)
-        low, high = (share * budget for share in BASELINE_RANGE)
-        generator = torch.Generator().manual_seed(run_cfg.seed)
-        sampler = RangeSampler(space, cost, low, high)
-        for index in range(cfg.num_baselines):
-            architectures[f"random_{index}"] = sampler.sample(generator)
-    elif cfg.baseline != "none":
-        raise ValueError(f"baseline={cfg.baseline!r} is unknown; valid: none, random")
+    cost = measured.cost(space, run_cfg.objective.cost)
+    budget = read_json(run / "result.json", "result")["budget"]
+    seed: int = run_cfg.seed
+    architectures = {"derived": derived, **_baseline(cfg, space, cost, budget, derived, seed)}
     recipe: Recipe = instantiate(cfg.recipe)
     entries = []
     for name, architecture in architectures.items():
         network = _inherited(cfg, run, data, space, architecture)
-        with instantiate(cfg.tracker) as tracker:
+        tracker: Tracker = instantiate(cfg.tracker)
+        with tracker:
             if accelerator.is_main_process:
-                config = OmegaConf.to_container(cfg, resolve=True)
-                tracker.start(
-                    config, folder / name, resume=cfg.resume, group=str(folder), name=name
-                )
+                own, group = folder / name, str(folder)
+                tracker.start(plain(cfg), own, resume=cfg.resume, group=group, name=name)
             entry = retrain(
                 architecture,
                 data,
                 recipe,
                 folder / name,
                 name=name,
-                seed=run_cfg.seed,
+                seed=seed,
                 network=network,
                 accelerator=accelerator,
                 tracker=tracker,
@@ -89,7 +84,26 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
         entries.append(entry)
     if accelerator.is_main_process:
         _measure(entries, list(architectures.values()), measured, space, data)
-        write_json(folder / "result.json", {"networks": entries, "budget": search["budget"]})
+        write_json(folder / "result.json", {"networks": entries, "budget": budget})
+
+
+def _baseline(
+    cfg: DictConfig,
+    space: SearchSpace,
+    cost: AdditiveCost,
+    budget: float | None,
+    derived: Architecture,
+    seed: int,
+) -> dict[str, Architecture]:
+    """Random valid architectures at 90-100% of the budget (of the derived one's cost without)."""
+    if cfg.baseline == "none":
+        return {}
+    if cfg.baseline != "random":
+        raise ValueError(f"baseline={cfg.baseline!r} is unknown; valid: none, random")
+    low, high = (share * (budget or cost.of(derived)) for share in BASELINE_RANGE)
+    generator = torch.Generator().manual_seed(seed)
+    sampler = RangeSampler(space, cost, low, min(high, reachable(space, cost)[1]))
+    return {f"random_{i}": sampler.sample(generator) for i in range(cfg.num_baselines)}
 
 
 def _inherited(

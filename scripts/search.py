@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from latency.table import LatencyTable
 from supernet.data import Data
@@ -29,7 +29,9 @@ from supernet_scripts.common import (
     hide_other_ranks,
     make_space,
     measure_space,
+    merged,
     open_run,
+    plain,
 )
 from supernet_scripts.retrain import retrain_networks
 
@@ -49,10 +51,9 @@ def run_search(cfg: DictConfig) -> float:
     run = Run(folder, accelerator.is_main_process, tracker, cfg.resume, cfg.checkpoint_every)
     with tracker:
         if run.main:
-            config = OmegaConf.to_container(cfg, resolve=True)
             hydra_cfg = HydraConfig.get()
             group = hydra_cfg.sweep.dir if hydra_cfg.mode == RunMode.MULTIRUN else None
-            tracker.start(config, folder, resume=cfg.resume, group=group, name=folder.name)
+            tracker.start(plain(cfg), folder, resume=cfg.resume, group=group, name=folder.name)
         try:
             return _search(cfg, accelerator, run)
         except Diverged as error:
@@ -73,15 +74,11 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     objective.prepare(reachable(space, cost), cost.unit)
     relaxation = instantiate(cfg.mixed_op)
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
-    problem = Problem(
-        space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed
-    )
+    problem = Problem(space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed)
     architecture = strategy.search(problem, run)
     latency = measured.latency(space)
     backend = measured.backend if measured.is_here else None
-    result = conclude(
-        problem, run, architecture, latency, backend, measured.target, cfg.bn_batches
-    )
+    result = conclude(problem, run, architecture, latency, backend, measured.target, cfg.bn_batches)
     if run.main:
         log.info("derived: %s", " ".join(option for _, option in architecture))
         log.info(summary(result))
@@ -100,7 +97,7 @@ def _measure(
     """The latency table, measured by the first process and kept in the run folder."""
     path = run.folder / "latency_table.json"
     if cfg.resume and path.exists():
-        cfg = OmegaConf.merge(cfg, {"latency": {"table": str(path)}})
+        cfg = merged(cfg, {"latency": {"table": str(path)}})
     measured = measure_space(cfg, data, space, with_table=run.main)
     table = [measured.table.to_dict() if measured.table else None]
     measured.table = LatencyTable.from_dict(broadcast_object_list(table)[0])

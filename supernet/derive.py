@@ -68,9 +68,7 @@ def reachable(space: SearchSpace, cost: AdditiveCost) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _terms(
-    space: SearchSpace, values: Mapping[str, Tensor]
-) -> dict[tuple[str, str], float]:
+def _terms(space: SearchSpace, values: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
     return {
         (choice.name, option): float(value)
         for choice in space.choices

@@ -199,7 +199,7 @@ class Budget(Objective):
         ascent: what the multiplier gains over a whole search in which E is twice the budget.
     """
 
-    def __init__(self, ascent: float = 30.0, **budget: Any) -> None:
+    def __init__(self, ascent: float = 10.0, **budget: Any) -> None:
         super().__init__(**budget)
         if self.budget is None and self.share is None:
             raise ValueError(

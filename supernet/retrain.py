@@ -320,7 +320,9 @@ class _Training:
         self.best = state["best"]
         log.info(
             "%s: resuming at step %d of %d",
-            self.name, self.learner.step, self.learner.epochs * self.steps,
+            self.name,
+            self.learner.step,
+            self.learner.epochs * self.steps,
         )
 
 

@@ -28,7 +28,6 @@ PACKAGES = {
     "supernet": "supernet",
 }
 COMMANDS = ("measure", "search", "derive", "retrain")
-MAIN_CONFIGS = {path.stem: OmegaConf.load(path) for path in (ROOT / "conf").glob("*.yaml")}
 GROUP_CONFIGS = sorted(
     path.relative_to(ROOT / "conf").with_suffix("").as_posix()
     for path in (ROOT / "conf").glob("*/*.yaml")
@@ -114,17 +113,17 @@ def test_hydra_takes_no_prerelease() -> None:
 def test_every_config_composes(group_config: str) -> None:
     """With each command that has the group; what it instantiates exists."""
     group, _, name = group_config.rpartition("/")
-    users = [main for main, config in MAIN_CONFIGS.items() if group in _groups(config)]
+    users = [command for command in COMMANDS if group in _groups(command)]
     if group == "layout":  # each command has its own, and no other fits
-        users = [main for main in users if _groups(MAIN_CONFIGS[main])[group] == name]
+        users = [command for command in users if _groups(command)[group] == name]
     assert users, f"no command has the group {group}"
-    for main in users:
-        config = _compose(main, [f"{group}={name}"])
+    for command in users:
+        config = _compose(command, [f"{group}={name}"])
         for target in _targets(config):
             get_object(target)
 
 
-@pytest.mark.parametrize("name", sorted(MAIN_CONFIGS))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_composes(name: str) -> None:
     config = _compose(name, [])
     for target in _targets(config):
@@ -135,7 +134,7 @@ def test_every_command_composes(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_helps_from_any_folder(installed: Path, tmp_path: Path, name: str) -> None:
     text = run([installed / f"supernet-{name}", "--help"], cwd=tmp_path)
-    for group in _groups(MAIN_CONFIGS[name]):
+    for group in _groups(name):
         assert f"{group}: " in text
 
 
@@ -198,9 +197,15 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
     return config
 
 
-def _groups(config: DictConfig | ListConfig) -> dict[str, str]:
-    """{group: option} of a config's defaults list."""
-    return {k: v for entry in config["defaults"] if entry != "_self_" for k, v in entry.items()}
+def _groups(name: str) -> dict[str, str]:
+    """{group: option} of a command's defaults list, and of the configs it is based on."""
+    groups: dict[str, str] = {}
+    for entry in OmegaConf.load(ROOT / "conf" / f"{name}.yaml")["defaults"]:
+        if isinstance(entry, str):
+            groups |= {} if entry == "_self_" else _groups(entry)
+        else:
+            groups |= {key.removeprefix("override "): option for key, option in entry.items()}
+    return groups
 
 
 def _targets(node: object) -> list[str]:

@@ -151,9 +151,7 @@ class Data(ABC):
     def info(self) -> DataInfo:
         """Known from the training set alone, which this reads."""
         source, names = self._train
-        return DataInfo(
-            len(names), names, self.in_chans, self.img_size, source.mean, source.std
-        )
+        return DataInfo(len(names), names, self.in_chans, self.img_size, source.mean, source.std)
 
     def search_splits(self, seed: int) -> tuple[Split, Split]:
         """Weight half and architecture half of the training set: disjoint, together all of it,

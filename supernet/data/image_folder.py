@@ -100,7 +100,9 @@ class ImageFolder(Data):
             size = len(records) * self.in_chans * self.img_size**2
             self.in_memory = size <= MAX_MEMORY
             _logger.info(
-                "%d training images take %.2f GiB decoded: %s", len(records), size / 1024**3,
+                "%d training images take %.2f GiB decoded: %s",
+                len(records),
+                size / 1024**3,
                 "held in memory" if self.in_memory else "decoded by workers",
             )
         ignored = self._only_files if self.in_memory else self._only_memory

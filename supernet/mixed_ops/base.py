@@ -70,8 +70,7 @@ def run_layer(layer: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:
 def one_hot(architecture: Architecture, choices: tuple[Choice, ...]) -> dict[str, PathWeights]:
     """Weights that run exactly the candidates of `architecture`."""
     return {
-        choice.name: PathWeights((choice.index(architecture[choice.name]),))
-        for choice in choices
+        choice.name: PathWeights((choice.index(architecture[choice.name]),)) for choice in choices
     }
 
 

@@ -36,7 +36,7 @@ class BinaryGate(Relaxation):
         sample = Sample({}, {})
         for name, p in _on_cpu(logits).items():
             drawn = torch.multinomial(p, min(2, len(p)), generator=generator)
-            active = torch.multinomial(p[drawn], 1, generator=generator).item()
+            active = torch.multinomial(p[drawn], 1, generator=generator)
             vector, pair = logits[name], drawn.to(logits[name].device)
             renormalised = torch.softmax(vector[pair], dim=0)
             hard = torch.zeros_like(renormalised)

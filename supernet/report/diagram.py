@@ -156,8 +156,8 @@ def _graph(diagram: Diagram, legend: tuple[Item, ...], items: dict[str, Item]) -
         arcs.append(Arc(path, items[label], (start + end) / 2 - 3, middle))
     for edge, (side, level) in levels.items():
         x1, x2 = (
-            lefts[node] + widths[node] * (ports[node][side].index(edge) + 1)
-            / (len(ports[node][side]) + 1)
+            lefts[node]
+            + widths[node] * (ports[node][side].index(edge) + 1) / (len(ports[node][side]) + 1)
             for node in edge[:2]
         )
         base = top if side < 0 else top + _NODE_HEIGHT

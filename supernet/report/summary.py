@@ -134,9 +134,7 @@ def networks_caption(networks: Sequence[Record]) -> str:
     if not random or derived is None:
         return text + " To compare with random networks: supernet-retrain baseline=random."
     gap = derived - statistics.fmean(random)
-    text += (
-        f" Derived minus mean of random (n = {len(random)}): {gap:+.2f} points of test accuracy"
-    )
+    text += f" Derived minus mean of random (n = {len(random)}): {gap:+.2f} points of test accuracy"
     if len(random) > 1:
         text += f"; the random ones have a standard deviation of {statistics.stdev(random):.2f}"
     return text + ". One retraining each: small differences are noise."

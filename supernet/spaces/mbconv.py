@@ -47,7 +47,12 @@ class MBConv(SearchSpace):
         stem_stride: int = 2,
         first_chs: int = 16,
         stages: Sequence[Sequence[int]] = (
-            (24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1),
+            (24, 4, 2),
+            (40, 4, 2),
+            (80, 4, 2),
+            (96, 4, 1),
+            (192, 4, 2),
+            (320, 1, 1),
         ),
         kernels: Sequence[int] = (3, 5, 7),
         expansions: Sequence[int] = (3, 6),
@@ -134,7 +139,8 @@ class MBConv(SearchSpace):
     def diagram(self, architecture: Architecture) -> Diagram:
         labels = ["image", f"stem {self.stem_chs}", f"k3 e1 {self.first_chs}"]
         labels += [
-            "skip" if architecture[name] == ZERO
+            "skip"
+            if architecture[name] == ZERO
             else f"{architecture[name].replace('_', ' ')} {width}" + (" /2" if stride == 2 else "")
             for name, _, width, stride in self._positions()
         ]

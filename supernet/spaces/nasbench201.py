@@ -126,8 +126,7 @@ class NasBench201(SearchSpace):
     def to_string(self, architecture: Architecture) -> str:
         """The benchmark's form, `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
         return "+".join(
-            "|"
-            + "".join(f"{architecture[edge_name(s, target)]}~{s}|" for s in range(target))
+            "|" + "".join(f"{architecture[edge_name(s, target)]}~{s}|" for s in range(target))
             for target in range(1, NUM_NODES)
         )
 

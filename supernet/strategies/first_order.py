@@ -113,9 +113,7 @@ class FirstOrder(Strategy):
         """One step of the weights on the weight half."""
         problem, accelerator = state.problem, state.problem.accelerator
         images, labels = state.weight_stream.next()
-        weights = problem.relaxation.for_weight_step(
-            state.parameters(), state.generator, progress
-        )
+        weights = problem.relaxation.for_weight_step(state.parameters(), state.generator, progress)
         state.weight_optimizer.zero_grad()  # to None: what does not run must not move
         with accelerator.autocast():
             outputs = state.wrapped(images.to(memory_format=self.memory_format), weights)

@@ -27,10 +27,13 @@ class Ranking:
 
     def __init__(self, num_candidates: int, bn_batches: int, batch_size: int) -> None:
         if num_candidates < 1:
-            raise ValueError(f"strategy.ranking.num_candidates must be 1 or more; got "
-                             f"{num_candidates}")
+            raise ValueError(
+                f"strategy.ranking.num_candidates must be 1 or more; got {num_candidates}"
+            )
         self.num_candidates, self.bn_batches, self.batch_size = (
-            num_candidates, bn_batches, batch_size
+            num_candidates,
+            bn_batches,
+            batch_size,
         )
 
     def best(self, state: SearchState, run: Run) -> Architecture:
@@ -60,7 +63,8 @@ class Ranking:
         if run.main:
             log.info(
                 "ranked %d architectures; the best has %.1f%% on the architecture half",
-                len(state.ranked), best["accuracy"],
+                len(state.ranked),
+                best["accuracy"],
             )
         return problem.space.architecture(best["architecture"])
 

@@ -60,7 +60,7 @@ class SearchState:
             )
             for half in problem.data.search_splits(problem.seed)
         )
-        problem.supernet.to(accelerator.device, memory_format=memory_format)
+        problem.supernet.to(accelerator.device).to(memory_format=memory_format)
         decay = problem.objective.weight_decay
         override = {} if decay is None else {"weight_decay": decay}
         weights = create_optimizer_v2(problem.supernet, **{**weight_optimizer, **override})

@@ -61,7 +61,9 @@ def test_summary_against_sorted_values() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rounds": 0}, "rounds=0"), ({"warmup": 0}, "warmup=0"), ({"burst_ms": 0.0}, "burst_ms=0"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"warmup": 0}, "warmup=0"),
+        ({"burst_ms": 0.0}, "burst_ms=0"),
         ({"burst_ms": float("nan")}, "burst_ms=nan"),
     ],
 )

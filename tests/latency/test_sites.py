@@ -15,8 +15,13 @@ from supernet.spaces.nasbench201 import NasBench201
 SPACES = [
     NasBench201(widths=(4, 8), num_cells=2, img_size=8),
     MBConv(
-        img_size=16, stem_chs=8, first_chs=8, stages=[(8, 2, 1), (16, 2, 2)], kernels=(3, 5),
-        expansions=(3,), head_chs=24,
+        img_size=16,
+        stem_chs=8,
+        first_chs=8,
+        stages=[(8, 2, 1), (16, 2, 2)],
+        kernels=(3, 5),
+        expansions=(3,),
+        head_chs=24,
     ),
 ]
 CHOICE = Choice("edge", ("wide", "skip"))

@@ -27,8 +27,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert value["unit"] == "ms"
     assert value["version"] == 1
     assert value["measurements"][1] == {
-        "op": "Conv2d(3,8,3x3)", "in_chs": 3, "out_chs": 8, "stride": 2, "resolution": 32,
-        "median_ms": 0.25, "iqr_ms": 0.01, "num_runs": 20,
+        "op": "Conv2d(3,8,3x3)",
+        "in_chs": 3,
+        "out_chs": 8,
+        "stride": 2,
+        "resolution": 32,
+        "median_ms": 0.25,
+        "iqr_ms": 0.01,
+        "num_runs": 20,
     }
 
 
@@ -40,7 +46,7 @@ Change = Callable[[dict[str, Any]], object]
     [
         (lambda t: t.update(format="supernet.architecture"), "not a latency table"),
         (lambda t: t.update(version=2), "version 2 is not supported"),
-        (lambda t: t.update(unit="s"), 'the unit of a latency table is "ms", not \'s\''),
+        (lambda t: t.update(unit="s"), "the unit of a latency table is \"ms\", not 's'"),
         (lambda t: t.pop("target"), "lacks the field 'target'"),
         (lambda t: t.update(extra=1), "no field 'extra'"),
         (lambda t: t["target"].pop("batch"), "lacks the field 'batch'"),
@@ -106,8 +112,12 @@ def test_missing_keys_are_all_listed_with_the_command() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"device": "cuda"}, {"runtime": "other"}, {"threads": 2}, {"batch": 8},
-        {"dtype": "bfloat16"}, {"resolution": 64},
+        {"device": "cuda"},
+        {"runtime": "other"},
+        {"threads": 2},
+        {"batch": 8},
+        {"dtype": "bfloat16"},
+        {"resolution": 64},
     ],
 )
 def test_another_target_is_refused(other: dict[str, Any]) -> None:

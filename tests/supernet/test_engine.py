@@ -14,7 +14,9 @@ def test_optimizers_must_be_disjoint_and_exhaustive() -> None:
     check_optimizers(
         *optimizers(supernet.parameters(), parameters.parameters()), supernet, parameters
     )
-    check_optimizers(optimizers(supernet.parameters(), [torch.ones(1)])[0], None, supernet, nn.Linear(1, 1))
+    check_optimizers(
+        optimizers(supernet.parameters(), [torch.ones(1)])[0], None, supernet, nn.Linear(1, 1)
+    )
     with pytest.raises(ValueError, match="weight optimizer does not train bias"):
         check_optimizers(
             *optimizers([supernet.weight], parameters.parameters()), supernet, parameters

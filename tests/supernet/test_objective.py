@@ -9,9 +9,7 @@ RANGE = (2.0, 10.0)
 
 
 def value(objective, task: float, cost: float) -> float:
-    return objective.loss(
-        torch.tensor(task), torch.tensor(cost, dtype=torch.float64)
-    ).item()
+    return objective.loss(torch.tensor(task), torch.tensor(cost, dtype=torch.float64)).item()
 
 
 def test_none_ignores_the_cost() -> None:
@@ -95,7 +93,7 @@ def test_multiplier_rises_above_the_budget_and_falls_to_zero_below() -> None:
 
 def test_dual_ascent_settles_on_the_constrained_optimum() -> None:
     """min -log p_0 over two options that cost 10 and 2, mean at most 5: p_0 = 3/8 exactly."""
-    objective = Budget(budget_ms=5.0)
+    objective = Budget(budget_ms=5.0, ascent=30.0)
     objective.prepare(RANGE, "ms")
     objective.num_steps = 2000
     logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)

@@ -22,7 +22,7 @@ from supernet.spaces.nasbench201 import NasBench201
 SECTIONS = (
     "summary", "architecture", "probabilities", "cost", "accuracy", "latency", "time", "config",
 )  # fmt: skip
-HOSTILE = "<script>alert(1)</script> & $x^2$ \"quoted\""
+HOSTILE = '<script>alert(1)</script> & $x^2$ "quoted"'
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 
 

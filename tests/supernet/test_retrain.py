@@ -89,6 +89,7 @@ def artifacts(folder: Path) -> dict[str, Any]:
 
 # ---- training
 
+
 def test_learns_digits_and_reports_what_was_trained(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,8 +159,15 @@ def test_diverged_training_says_where_and_what_to_do(tmp_path: Path) -> None:
 
 def test_mbconv_in_channels_last_and_bfloat16(tmp_path: Path) -> None:
     space = MBConv(
-        in_chans=1, img_size=8, stem_chs=8, stem_stride=1, first_chs=8,
-        stages=[[8, 2, 2]], kernels=[3], expansions=[3], head_chs=16,
+        in_chans=1,
+        img_size=8,
+        stem_chs=8,
+        stem_stride=1,
+        first_chs=8,
+        stages=[[8, 2, 2]],
+        kernels=[3],
+        expansions=[3],
+        head_chs=16,
     )
     architecture = space.architecture({"stage1_0": "k3_e3", "stage1_1": "zero"})
     recipe = replace(EVERYTHING, mixed_precision="bf16", channels_last=True, epochs=2)
@@ -171,6 +179,7 @@ def test_mbconv_in_channels_last_and_bfloat16(tmp_path: Path) -> None:
 
 
 # ---- what is read when
+
 
 class Watched(Digits):
     """Digits that record what was asked of them."""
@@ -237,6 +246,7 @@ def test_best_epoch_is_chosen_on_held_out_training_images(
 
 # ---- inherited weights
 
+
 def test_inherited_weights_are_recalibrated_and_used(tmp_path: Path) -> None:
     data = digits(train_limit=600, test_limit=60)
     recipe = Recipe(4, 40, optimizer={"opt": "sgd", "lr": 0.2}, val_share=0.25)
@@ -293,6 +303,7 @@ def test_evaluate_counts_every_image() -> None:
 
 # ---- the step
 
+
 def make_learner(recipe: Recipe, network: Network | None = None) -> Learner:
     return Learner(network or small_network(), recipe, 4, make_accelerator("no", "cpu"), seed=3)
 
@@ -339,9 +350,7 @@ def test_loss_smooths_labels_as_by_hand() -> None:
 
 def test_mixup_mixes_images_and_labels_alike() -> None:
     images, labels = batch()
-    augment = BatchAugmentation(
-        Recipe(epochs=1, batch_size=40, mixup=1.0), 10, torch.device("cpu")
-    )
+    augment = BatchAugmentation(Recipe(epochs=1, batch_size=40, mixup=1.0), 10, torch.device("cpu"))
     with seeded(1):
         mixed, targets = augment(images.clone(), labels)
     ratio = (mixed - images.flip(0)) / (images - images.flip(0))
@@ -398,7 +407,10 @@ def test_draws_depend_on_the_key_alone_and_leave_no_trace() -> None:
 
 def test_gradient_is_clipped_and_dropout_is_on() -> None:
     recipe = Recipe(
-        epochs=1, batch_size=40, clip_grad=1e-3, drop_rate=0.5,
+        epochs=1,
+        batch_size=40,
+        clip_grad=1e-3,
+        drop_rate=0.5,
         optimizer={"opt": "momentum", "lr": 1.0},
     )
     learner = make_learner(recipe)
@@ -411,6 +423,7 @@ def test_gradient_is_clipped_and_dropout_is_on() -> None:
 
 
 # ---- settings
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -462,6 +475,7 @@ def test_default_config_makes_a_recipe() -> None:
 
 # ---- resuming
 
+
 class Interrupted(Exception):
     pass
 
@@ -492,8 +506,13 @@ def test_resumed_training_is_identical_to_the_bit(
     def attempt(resume: bool) -> dict[str, Any]:
         torch.manual_seed(time.time_ns() % 2**32)  # another process has another global state
         return retrain(
-            ARCHITECTURE, small(), EVERYTHING, tmp_path,
-            seed=2, resume=resume, checkpoint_every=3,
+            ARCHITECTURE,
+            small(),
+            EVERYTHING,
+            tmp_path,
+            seed=2,
+            resume=resume,
+            checkpoint_every=3,
         )
 
     monkeypatch.setattr(Learner, "take_step", take_step)

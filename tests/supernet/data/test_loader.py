@@ -75,9 +75,7 @@ def test_an_epoch_is_a_permutation_by_seed_and_epoch(split: Split) -> None:
     for order in orders:
         assert np.array_equal(np.sort(order), split.indices)
     assert not np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[1], orders[2])
-    assert not np.array_equal(
-        orders[0], Loader(split, batch_size=4, seed=4, train=True).order(0)
-    )
+    assert not np.array_equal(orders[0], Loader(split, batch_size=4, seed=4, train=True).order(0))
 
 
 def test_augmentation_is_independent_of_batch_size_and_ranks(split: Split) -> None:

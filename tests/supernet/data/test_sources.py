@@ -278,8 +278,14 @@ def test_image_files_take_any_size_and_channels(make_images: MakeImages, in_chan
     root = make_images("train", size=(20, 31), suffix="jpg")
     splits = [
         ImageFolder(
-            train=root, test=root, img_size=16, in_chans=in_chans, in_memory=in_memory,
-            mean=[0.5] * in_chans, std=[0.25] * in_chans, num_workers=0,
+            train=root,
+            test=root,
+            img_size=16,
+            in_chans=in_chans,
+            in_memory=in_memory,
+            mean=[0.5] * in_chans,
+            std=[0.25] * in_chans,
+            num_workers=0,
             auto_augment="rand-m5" if in_chans == 1 else None,
         ).test_split()
         for in_memory in (True, False)
@@ -310,7 +316,8 @@ def test_workers_decode_into_memory_what_one_process_does(
     monkeypatch.setattr("supernet.data.sources._CHUNKS_PER_WORKER", 2)
     held = [
         ImageFolder(train=root, test=root, img_size=8, in_memory=True, num_workers=num_workers)
-        .test_split().source.images
+        .test_split()
+        .source.images
         for num_workers in (0, 2)
     ]
     assert torch.equal(*held) and len(held[0].unique()) > 100
@@ -350,9 +357,7 @@ def test_a_failed_download_names_folder_and_alternative(
         raise URLError("no network")
 
     for module in ("cifar", "mnist"):
-        monkeypatch.setattr(
-            f"torchvision.datasets.{module}.download_and_extract_archive", offline
-        )
+        monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", offline)
     with pytest.raises(ValueError, match="CIFAR-10 is not in .*/here .*no network.*image_folder"):
         Cifar10(root=tmp_path / "here").search_splits(0)
     with pytest.raises(ValueError, match="Fashion-MNIST is not in .*/here .*dataset-fashion-m"):
@@ -380,8 +385,15 @@ def test_info_survives_json_and_refuses_damage() -> None:
     info = DataInfo(2, ("a", "b"), 3, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     stored = json.loads(json.dumps(info.to_dict()))
     assert DataInfo.from_dict(stored) == info
-    for change in ({"img_size": None}, {"extra": 1}, {"std": [0.1]}, {"num_classes": 3},
-                   {"std": [0.0, 1.0, 1.0]}, {"in_chans": 2}, {"mean": ["x", 0, 0]}):
+    for change in (
+        {"img_size": None},
+        {"extra": 1},
+        {"std": [0.1]},
+        {"num_classes": 3},
+        {"std": [0.0, 1.0, 1.0]},
+        {"in_chans": 2},
+        {"mean": ["x", 0, 0]},
+    ):
         with pytest.raises(ValueError):
             DataInfo.from_dict({**stored, **change})
     for foreign in (None, [], {}):

@@ -43,8 +43,9 @@ def oracle_augment(
     channels, height, width = image.shape
     top, left = (oracle_below(2 * pad + 1, seed, epoch, index, draw) for draw in (2, 3))
     flip = hflip and oracle_below(2, seed, epoch, index, 4) == 1
-    row, column = oracle_below(height, seed, epoch, index, 5), oracle_below(
-        width, seed, epoch, index, 6
+    row, column = (
+        oracle_below(height, seed, epoch, index, 5),
+        oracle_below(width, seed, epoch, index, 6),
     )
     result, mask = np.zeros_like(image), np.zeros((1, height, width), bool)
     for y in range(height):

@@ -69,9 +69,7 @@ def test_a_sampled_weight_step_leaves_the_other_candidates_bitwise_unchanged(
             for choice in problem.space.choices
         }
         strategy.weight_step(state, 0.0)
-        blocks = {
-            choice.name: index for index, choice in enumerate(problem.space.choices, start=1)
-        }
+        blocks = {choice.name: index for index, choice in enumerate(problem.space.choices, start=1)}
         for name, value in copy(problem.supernet).items():
             if ".candidates." not in name:
                 assert not torch.equal(value, before[name]), name
@@ -99,9 +97,7 @@ def test_architecture_steps_advance_through_their_half(make_problem, make_strate
     for _ in range(half):
         strategy.architecture_step(state)
     assert half > 1
-    assert all(
-        not torch.equal(seen[i], seen[j]) for i in range(half) for j in range(i) if i != j
-    )
+    assert all(not torch.equal(seen[i], seen[j]) for i in range(half) for j in range(i) if i != j)
     assert (state.arch_stream.epoch, state.arch_stream.position) in ((1, 0), (0, half))
 
 

@@ -1,0 +1,51 @@
+"""Two gloo processes, each on its own data, end with one result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def launch(*arguments: str, cwd: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*LAUNCH, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["binary_gate", "softmax", "one_shot"])
+def test_ranks_end_bit_identical(name: str, tmp_path: Path) -> None:
+    launch(str(ROOT / "tests" / "workers" / "search_rank.py"), str(tmp_path), name, cwd=tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert first.pop("labels") != second.pop("labels")
+    assert first == second
+    assert {p.name for p in tmp_path.iterdir()} == {"rank0.json", "rank1.json", "run"}
+
+
+@pytest.mark.slow
+def test_the_command_writes_one_run_folder(tmp_path: Path) -> None:
+    launch(
+        str(ROOT / "scripts" / "search.py"),
+        "experiment=quickstart", "run_dir=out", "data.img_size=8", "data.train_limit=64",
+        "data.test_limit=20", "space.stages=[[8,2,2]]", "space.first_chs=8", "space.kernels=[3]",
+        "strategy.epochs=2", "strategy.warmup_epochs=1", "strategy.batch_size=8",
+        "latency.rounds=3", "latency.burst_ms=0.5", "retrain=false", "bn_batches=2",
+        "objective.budget_share=1", "device=cpu",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir() if p.name != "supernet_cache"] == ["out"]
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"architecture.json", "latency_table.json", "metrics.jsonl", "report.html"} <= written
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
