@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from supernet.report import write_comparison
-from supernet_scripts.common import make_space, measure_space
+from supernet_scripts.common import make_space, measure_space, needs_table
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class MultirunCallback(Callback):
                 run_mode=RunMode.RUN,
                 with_log_configuration=False,
             )
-            if cfg.latency.table is None:
+            if needs_table(cfg) and cfg.latency.table is None:
                 data = instantiate(cfg.data)
                 measure_space(cfg, data, make_space(cfg, data), with_table=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,14 +128,18 @@ class Measured:
         here = self.backend.accepts_device(self.target.device)
         return here and self.backend.runtime == self.target.runtime
 
-    def latency(self, space: SearchSpace) -> LatencyModel:
-        assert self.table is not None
+    def latency(self, space: SearchSpace) -> LatencyModel | None:
+        """None without a table: MACs and parameters do without one."""
+        if self.table is None:
+            return None
         return LatencyModel(space.choices, self.sites, self.table)
 
     def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
         """The additive cost an objective asks for: latency, macs or params."""
         if name == "latency":
-            return self.latency(space)
+            model = self.latency(space)
+            assert model is not None
+            return model
         return {"macs": macs_cost, "params": params_cost}[name](space.choices, self.sites)
 
 
@@ -177,8 +182,16 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
 
 def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) -> Measured:
     """The same for a finished run, with the table in its folder."""
-    own = {"table": str(run / "latency_table.json"), "allow_other_target": True}
-    return measure_space(merged(run_cfg, {"latency": own}), data, space, with_table=True)
+    path = run / "latency_table.json"
+    own = {"table": str(path), "allow_other_target": True}
+    cfg = merged(run_cfg, {"latency": own})
+    needed = needs_table(run_cfg) or path.exists()
+    return measure_space(cfg, data, space, with_table=needed)
+
+
+def needs_table(cfg: DictConfig) -> bool:
+    """Whether latency is the cost, or a table is given all the same."""
+    return bool(cfg.objective.cost == "latency" or cfg.latency.table)
 
 
 def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
@@ -195,7 +208,7 @@ def measure_command() -> str:
         for override in HydraConfig.get().overrides.task
         if override.lstrip("+~").startswith(shared) and not override.startswith("latency.table")
     ]
-    return " ".join(["supernet-measure", *words, "output=FILE"])
+    return shlex.join(["supernet-measure", *words, "output=FILE"])
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _measure(
             networks, measured.backend, measured.target, in_chans=space.in_chans
         )
     for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
-        entry["predicted_ms"] = latency.of(architecture)
+        entry["predicted_ms"] = latency and latency.of(architecture)
         entry["measured_ms"] = timing and vars(timing)
         entry["macs"] = round(macs.of(architecture))
 

@@ -30,6 +30,7 @@ from supernet_scripts.common import (
     make_space,
     measure_space,
     merged,
+    needs_table,
     open_run,
     plain,
 )
@@ -86,7 +87,8 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
         retrain_networks(cfg, cfg, run.folder, run.folder / "retrain")
     if run.main:
         for name in ("architecture", "latency_table"):
-            run.tracker.artifact(run.folder / f"{name}.json", name, name)
+            if (run.folder / f"{name}.json").exists():
+                run.tracker.artifact(run.folder / f"{name}.json", name, name)
         print(f"report: {write_report(run.folder)}")
     return float(result["objective"])
 
@@ -98,6 +100,8 @@ def _measure(
     path = run.folder / "latency_table.json"
     if cfg.resume and path.exists():
         cfg = merged(cfg, {"latency": {"table": str(path)}})
+    if not needs_table(cfg):
+        return measure_space(cfg, data, space, with_table=False)
     measured = measure_space(cfg, data, space, with_table=run.main)
     table = [measured.table.to_dict() if measured.table else None]
     measured.table = LatencyTable.from_dict(broadcast_object_list(table)[0])

@@ -21,7 +21,7 @@ def conclude(
     problem: Problem,
     run: Run,
     architecture: Architecture,
-    latency: LatencyModel,
+    latency: LatencyModel | None,
     backend: Backend | None,
     target: Target,
     bn_batches: int,
@@ -29,7 +29,7 @@ def conclude(
     """Judge and measure the derived network; write `architecture.json` and `result.json`.
 
     Args:
-        latency: predicts the latency.
+        latency: predicts the latency; None without a table.
         backend: measures the whole network on the target; None where the target is elsewhere.
         bn_batches: batches that recalibrate its batch norms.
 
@@ -43,7 +43,7 @@ def conclude(
         "budget": problem.objective.budget,
         "reachable": list(reachable(problem.space, problem.cost)),
         "predicted": problem.cost.of(architecture),
-        "predicted_ms": latency.of(architecture),
+        "predicted_ms": latency and latency.of(architecture),
         "measured_ms": None,
         "accuracy": accuracy,
         "loss": loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from supernet.choice import Architecture
 from supernet.derive import derive
-from supernet.engine import average_gradients, frozen
+from supernet.engine import Diverged, average_gradients, frozen
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
 from supernet.strategies.ranking import Ranking
@@ -138,6 +139,11 @@ class FirstOrder(Strategy):
                     images.to(memory_format=self.memory_format), sample.weights
                 )
             task_loss = cross_entropy(outputs.float(), labels)
+            if not math.isfinite(loss := task_loss.item()):
+                raise Diverged(  # before the logits take it up
+                    f"the loss of an architecture step is {loss} after {state.step} weight steps; "
+                    "lower strategy.weight_optimizer.lr or set strategy.clip_grad"
+                )
             cost = problem.cost.expected(sample.cost_weights)
             state.logits_optimizer.zero_grad()
             accelerator.backward(problem.objective.loss(task_loss, cost))

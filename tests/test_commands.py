@@ -1,0 +1,337 @@
+"""The four commands from end to end, on a search of a second."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from timm.models.efficientnet import EfficientNet, decode_arch_def
+
+from latency.sites import trace
+from latency.table import LatencyTable
+from supernet.choice import Architecture
+from supernet.data import Loader
+from supernet.evaluate import evaluate
+from supernet.mixed_ops.base import MixedOp
+from supernet.space import SearchSpace
+from supernet.weights_file import load_network
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with `run`, a finished search."""
+    yield tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def run(commands: Any, place: Path) -> Path:
+    done = commands.succeed("search", *commands.TINY, "run_dir=run", cwd=place)
+    assert f"report: {place / 'run' / 'report.html'}" in done.out
+    assert done.err == ""  # no warning, and no bar in what is not a terminal
+    return place / "run"
+
+
+@pytest.fixture
+def given(run: Path) -> str:
+    """The run's table, for a search that does not measure."""
+    return f"latency.table={run / 'latency_table.json'}"
+
+
+def site_sum(table: LatencyTable, architecture: Architecture) -> float:
+    """Latency of an architecture added up from the table by hand."""
+    target = table.target
+    space = SearchSpace.of(architecture)
+    shape = (target.batch, space.in_chans, target.resolution, target.resolution)
+    sites = trace(space.build(MixedOp, 10, search=False), space.choices, shape)
+    return sum(
+        table.measurements[site.key].median_ms
+        for site in sites
+        if site.choice is None or architecture[site.choice] == site.option
+    )
+
+
+def test_search_leaves_a_consistent_run(run: Path) -> None:
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml", "architecture.json", "latency_table.json", "metrics.jsonl", "timing.jsonl",
+        "result.json", "checkpoint", "report.html", "search.log", ".hydra",
+    }  # fmt: skip
+    result = read(run / "result.json")
+    architecture = Architecture.load(run / "architecture.json")
+    assert dict(architecture) == result["architecture"]
+    table = LatencyTable.load(run / "latency_table.json")
+    assert result["predicted"] == pytest.approx(site_sum(table, architecture), abs=1e-9)
+    assert result["predicted_ms"] == result["predicted"] <= result["budget"]
+    low, high = result["reachable"]
+    assert low <= result["predicted"] <= high == result["budget"]
+    assert result["measured_ms"]["median_ms"] > 0
+    assert result["objective"] == 100 - result["accuracy"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    phases = [(r["step"], r["epoch"], r["phase"]) for r in lines]
+    assert phases == [(4, 1, "warmup"), (8, 2, "search")]
+    assert lines[-1]["architecture"] == result["architecture"]
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.data.img_size == 8 and "run_dir" not in config
+
+
+@pytest.mark.slow
+def test_derive_obeys_another_budget(commands: Any, run: Path, place: Path) -> None:
+    low, _ = read(run / "result.json")["reachable"]
+    table = LatencyTable.load(run / "latency_table.json")
+    before = (run / "architecture.json").read_bytes()
+    budget = low * (1 + 1e-9)
+    commands.succeed("derive", "run=run", "output=cheap", f"budget_ms={budget}", cwd=place)
+    cheapest = Architecture.load(place / "cheap" / "architecture.json")
+    assert site_sum(table, cheapest) == pytest.approx(low, abs=1e-9)
+    commands.succeed("derive", "run=run", "output=same", cwd=place)
+    assert (place / "same" / "architecture.json").read_bytes() == before
+    refused = commands.refuse("derive", "run=run", "output=no", f"budget_ms={low / 2}", cwd=place)
+    assert f"{low:.6g}" in refused and not (place / "no").exists()
+    assert (run / "architecture.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_retrain_beside_a_random_network(commands: Any, run: Path, place: Path) -> None:
+    """Then the best weights are loaded, evaluated, and exported."""
+    short = ["recipe.epochs=1", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
+    commands.succeed(
+        "retrain", "run=run", "baseline=random", "num_baselines=1", "device=cpu", *short, cwd=place
+    )
+    result = read(run / "retrain" / "result.json")
+    table = LatencyTable.load(run / "latency_table.json")
+    assert [entry["name"] for entry in result["networks"]] == ["derived", "random_0"]
+    data = instantiate(OmegaConf.load(run / "config.yaml").data)
+    for entry in result["networks"]:
+        network, _ = load_network(run / "retrain" / entry["name"] / "best.safetensors")
+        loader = Loader(data.test_split(), batch_size=7, seed=0, train=False)
+        accuracy, loss = evaluate(network, loader)
+        assert accuracy == entry["accuracy"]
+        assert loss == pytest.approx(entry["test_loss"], abs=1e-5)
+        assert sum(p.numel() for p in network.parameters()) == entry["params"]
+        architecture = SearchSpace.of(Architecture.load(run / "architecture.json")).architecture(
+            entry["architecture"]
+        )
+        assert entry["predicted_ms"] == pytest.approx(site_sum(table, architecture), abs=1e-9)
+        assert entry["measured_ms"]["median_ms"] > 0
+    assert result["networks"][0]["architecture"] == read(run / "result.json")["architecture"]
+    budget = result["budget"]
+    assert 0.9 * budget <= result["networks"][1]["predicted_ms"] <= budget
+
+    best = run / "retrain" / "derived" / "best.safetensors"
+    commands.succeed("derive", "run=run", "output=onnx", "onnx=true", f"weights={best}", cwd=place)
+    session = onnxruntime.InferenceSession(str(place / "onnx" / "network.onnx"))
+    images = torch.randn(1, 1, 8, 8)
+    (logits,) = session.run(None, {"images": images.numpy()})
+    network, _ = load_network(best)
+    assert torch.allclose(torch.from_numpy(logits), network(images), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_retrain_from_the_supernet(commands: Any, run: Path, place: Path) -> None:
+    short = ["recipe.epochs=1", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
+    arguments = ["run=run", "run_dir=inherited", "init=inherit", "device=cpu", *short]
+    commands.succeed("retrain", *arguments, cwd=place)
+    (entry,) = read(place / "inherited" / "result.json")["networks"]
+    assert entry["init"] == "inherit" and entry["init_val_accuracy"] is not None
+    assert "holds a run already" in commands.refuse("retrain", *arguments, cwd=place)
+    before = read(place / "inherited" / "result.json")
+    commands.succeed("retrain", *arguments, "resume=true", cwd=place)
+    after = read(place / "inherited" / "result.json")
+    assert after["networks"][0].pop("measured_ms") and before["networks"][0].pop("measured_ms")
+    assert after == before
+
+
+@pytest.mark.slow
+def test_timm_export_of_a_search(commands: Any, tmp_path: Path) -> None:
+    tiny = [*commands.TINY, "space.stem_stride=2", "run_dir=run"]
+    commands.succeed("search", *tiny, cwd=tmp_path, report=False)
+    commands.succeed("derive", "run=run", "timm=true", cwd=tmp_path)
+    config = read(tmp_path / "run" / "timm_model.json")
+    network = EfficientNet(decode_arch_def(config.pop("arch_def")), **config)
+    network.load_state_dict(load_file(tmp_path / "run" / "timm_model.safetensors"))
+    assert network.eval()(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["mixed_op=one_shot"],
+        ["mixed_op=binary_gate"],
+        ["mixed_op=binary_gate", "objective=none", "objective.cost=params"],
+        ["mixed_op=one_shot", "objective=additive", "objective.budget_share=0.9"],
+        ["objective=additive", "objective.cost=latency", "objective.lambda1=1e-4"],
+        ["objective=proxyless", "objective.cost=macs", "objective.ref=1e5"],
+        ["objective=fbnet", "objective.cost=macs"],
+        ["objective.cost=macs", "objective.budget_share=0.8", "precision=bf16"],
+    ],
+    ids=" ".join,
+)
+def test_methods_run_through(
+    settings: list[str], commands: Any, given: str, tmp_path: Path
+) -> None:
+    tiny = [word for word in commands.TINY if "budget_share" not in word or not settings]
+    if not any(word.startswith(("objective=", "objective.budget")) for word in settings):
+        tiny.append("objective.budget_share=1")
+    commands.succeed("search", *tiny, given, *settings, "run_dir=run", cwd=tmp_path, report=False)
+    result = read(tmp_path / "run" / "result.json")
+    low, high = result["reachable"]
+    assert low <= result["predicted"] <= high
+    assert result["budget"] is None or result["predicted"] <= result["budget"]
+    commands.succeed("derive", "run=run", "output=again", cwd=tmp_path)
+    again = Architecture.load(tmp_path / "again" / "architecture.json")
+    assert dict(again) == result["architecture"]
+
+
+@pytest.mark.slow
+def test_nasbench_cells_run_through(commands: Any, tmp_path: Path) -> None:
+    tiny = [word for word in commands.TINY if not word.startswith("space.")]
+    cells = ["space=nasbench201", "space.widths=[4,8]", "space.num_cells=1"]
+    commands.succeed("search", *tiny, *cells, "mixed_op=softmax", "run_dir=run", cwd=tmp_path)
+    result = read(tmp_path / "run" / "result.json")
+    assert len(result["architecture"]) == 6
+    table = LatencyTable.load(tmp_path / "run" / "latency_table.json")
+    architecture = Architecture.load(tmp_path / "run" / "architecture.json")
+    assert result["predicted"] == pytest.approx(site_sum(table, architecture), abs=1e-9)
+
+
+# ---- measuring
+
+
+@pytest.mark.slow
+def test_measuring_is_resumed_completed_and_used(commands: Any, tmp_path: Path) -> None:
+    arguments = [*commands.TINY, "output=table.json"]
+    killed = commands("measure", *arguments, cwd=tmp_path, kill=("round", 2))
+    assert killed.code == -9 and not (tmp_path / "table.json").exists()
+    progress = read(tmp_path / "table.json.progress")
+    assert len(progress["rounds"]) == 2
+    progress["rounds"] = [[1234.0] * len(row) for row in progress["rounds"]]
+    (tmp_path / "table.json.progress").write_text(json.dumps(progress))
+    assert "2 of them done before" in commands.succeed("measure", *arguments, cwd=tmp_path).out
+    assert {p.name for p in tmp_path.iterdir()} == {"table.json", "supernet_cache"}
+    table = LatencyTable.load(tmp_path / "table.json")
+    # two of three rounds are those of before
+    assert {(m.median_ms, m.num_runs) for m in table.measurements.values()} == {(1234.0, 3)}
+
+    before = (tmp_path / "table.json").read_bytes()
+    assert "has every operation" in commands.succeed("measure", *arguments, cwd=tmp_path).out
+    assert (tmp_path / "table.json").read_bytes() == before
+
+    content = json.loads(before)
+    dropped = [content["measurements"].pop(2), content["measurements"].pop(5)]
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    search = [*commands.TINY, "latency.table=table.json", "run_dir=run"]
+    refused = commands.refuse("search", *search, cwd=tmp_path)
+    for row in dropped:
+        assert f"{row['op']} in_chs={row['in_chs']} out_chs={row['out_chs']}" in refused
+    assert refused.count("in_chs=") == 2
+    (command,) = re.findall(r"supernet-(measure .*)$", refused, re.MULTILINE)
+    words = shlex.split(command.replace("output=FILE", "output=table.json"))
+    commands.succeed(*words, cwd=tmp_path)
+    completed = LatencyTable.load(tmp_path / "table.json").measurements
+    assert set(completed) == set(table.measurements)
+    assert sum(m.median_ms == 1234.0 for m in completed.values()) == len(completed) - 2
+
+    shutil.rmtree(tmp_path / "run")
+    commands.succeed("search", *search, cwd=tmp_path, report=False)
+    kept = LatencyTable.load(tmp_path / "run" / "latency_table.json")
+    assert kept.measurements == completed
+
+
+@pytest.mark.slow
+def test_a_table_of_another_target(commands: Any, given: str, tmp_path: Path) -> None:
+    search = [*commands.TINY, given, "latency.target.batch=2"]
+    refused = commands.refuse("search", *search, "run_dir=no", cwd=tmp_path)
+    assert "batch=1 instead of 2" in refused and "allow_other_target=true" in refused
+    allowed = [*search, "latency.allow_other_target=true", "run_dir=run"]
+    commands.succeed("search", *allowed, cwd=tmp_path, report=False)
+    assert read(tmp_path / "run" / "result.json")["predicted"] > 0
+
+
+# ---- refusals
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "file", "damage"),
+    [
+        ("derive", "checkpoint/search.safetensors", cut),
+        ("derive", "checkpoint/search.safetensors", flip),
+        ("derive", "checkpoint/search.safetensors", Path.unlink),
+        ("derive", "latency_table.json", cut),
+        ("derive", "config.yaml", Path.unlink),
+        ("retrain", "architecture.json", cut),
+        ("retrain", "result.json", cut),
+        ("search", "checkpoint/search.safetensors", flip),
+        ("search", "latency_table.json", cut),
+    ],
+)
+def test_damaged_files_are_refused(
+    command: str,
+    file: str,
+    damage: Callable[[Path], None],
+    commands: Any,
+    run: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    damage(tmp_path / "run" / file)
+    if command == "search":
+        (tmp_path / "run" / "report.html").unlink()  # else it is finished
+        arguments = [*commands.TINY, "run_dir=run", "resume=true"]
+    else:
+        arguments = ["run=run"]
+    refused = commands.refuse(command, *arguments, cwd=tmp_path)
+    assert Path(file).name in refused
+    assert refused.count("\n") == 1, "one sentence"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["objective.budget_share=null", "objective.budget_ms=1e-6"], "reaches from .* to .* ms"),
+        (["objective.budget_ms=1"], "give one budget"),
+        (["data=image_folder", "data.train=nowhere", "data.test=nowhere"], "nowhere"),
+        (["strategy.arch_optimizer.betas=[0.9,0.999]", "mixed_op=binary_gate"], "beta1 = 0"),
+        (["strategy.warmup_epochs=2"], "strategy.warmup_epochs"),
+        (["precision=fp8"], "valid: no, bf16, fp16"),
+        (["space.kernels=[4]"], "4"),
+        (["resume=true"], "resume=true needs run_dir"),
+        (["latency.table=missing.json"], "no latency table at missing.json"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_settings_are_refused(
+    settings: list[str], message: str, commands: Any, given: str, tmp_path: Path
+) -> None:
+    """Before anything is trained."""
+    run_dir = [] if settings == ["resume=true"] else ["run_dir=run"]
+
+    refused = commands.refuse("search", *commands.TINY, given, *settings, *run_dir, cwd=tmp_path)
+    assert re.search(message, refused), refused
+    assert not list(tmp_path.rglob("checkpoint")) and not list(tmp_path.rglob("timing.jsonl"))

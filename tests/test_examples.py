@@ -1,0 +1,120 @@
+"""The README's example is the files in tests/examples, and they work; its commands compose."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch.testing import assert_close
+
+from supernet.mixed_ops.base import one_hot
+from supernet.network import inherit_weights
+from supernet.space import SearchSpace
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "tests" / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"<!-- (tests/examples/\S+) -->\n```\w+\n(.*?)```\n", README, re.DOTALL))
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```\n", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("supernet-") and " -m " not in line
+]
+TINY = [
+    "data.img_size=8",
+    "data.train_limit=64",
+    "strategy.epochs=2",
+    "strategy.warmup_epochs=1",
+    "strategy.batch_size=16",
+    "strategy.ranking.num_candidates=3",
+    "latency.rounds=1",
+    "latency.burst_ms=0.1",
+    "bn_batches=1",
+    "device=cpu",
+]
+
+
+@pytest.fixture
+def space(monkeypatch: pytest.MonkeyPatch) -> SearchSpace:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from chain import Chain  # type: ignore[import-not-found]
+
+    chain: SearchSpace = Chain(in_chans=1, img_size=8, width=4, depth=3)
+    return chain
+
+
+def test_readme_shows_every_example() -> None:
+    files = [path for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".yaml")]
+    assert {path.relative_to(ROOT).as_posix() for path in files} == set(BLOCKS)
+
+
+@pytest.mark.parametrize("path", sorted(BLOCKS))
+def test_readme_shows_the_file(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert BLOCKS[path] == text
+    assert len(text.splitlines()) < 60
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_of_the_readme_compose(line: str) -> None:
+    command, *overrides = shlex.split(line, comments=True)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        compose(command.removeprefix("supernet-"), overrides)
+
+
+def test_chain_holds_its_networks(space: SearchSpace) -> None:
+    torch.manual_seed(0)
+    supernet = space.build_supernet(num_classes=3).eval()
+    images = torch.randn(2, 1, 8, 8)
+    for _ in range(5):
+        architecture = space.sample(torch.default_generator)
+        assert SearchSpace.of(architecture).is_valid(architecture)
+        network = space.build_network(architecture, num_classes=3).eval()
+        inherit_weights(supernet, network, dict(architecture))
+        assert_close(network(images), supernet(images, one_hot(architecture, space.choices)))
+
+
+def test_chain_without_a_convolution_is_not_valid(space: SearchSpace) -> None:
+    options = {choice.name: "skip" for choice in space.choices}
+    assert not space.is_valid(space.architecture(options))
+    assert space.is_valid(space.architecture({**options, "layer_1": "dilated"}))
+
+
+def test_single_path_runs_one_candidate_drawn_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from single_path import SinglePath  # type: ignore[import-not-found]
+
+    generator = torch.Generator().manual_seed(0)
+    logits = {"a": torch.tensor([9.0, 0.0, -9.0])}
+    counts = torch.zeros(3)
+    for _ in range(600):
+        path = SinglePath().for_weight_step(logits, generator, progress=0.0)["a"]
+        assert len(path.active) == 1 and path.values is None
+        counts[path.active[0]] += 1
+    assert counts.min() > 150  # 200 expected, deviation 11.5
+
+
+@pytest.mark.slow
+def test_search_of_the_example(tmp_path: Path) -> None:
+    """The README's command, with the files in the user's own folder."""
+    command = [sys.executable, str(ROOT / "scripts" / "search.py"), "--config-dir"]
+    command += [str(EXAMPLES / "conf"), "space=chain", "mixed_op=single_path"]
+    command += ["objective.budget_share=0.8", "run_dir=mine", *TINY]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    result = json.loads((tmp_path / "mine" / "result.json").read_text())
+    assert result["predicted"] <= result["budget"]
+    assert set(result["architecture"].values()) <= {"conv", "dilated", "skip"}
+    assert (tmp_path / "mine" / "report.html").is_file()
