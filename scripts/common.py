@@ -15,6 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -50,10 +51,13 @@ def command(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def wrapped(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
-        except (ValueError, Diverged) as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN or "HYDRA_FULL_ERROR" in os.environ:
+        except (ValueError, Diverged, InstantiationException) as error:
+            cause = error.__cause__ if isinstance(error, InstantiationException) else error
+            expected = isinstance(cause, ValueError | Diverged)
+            sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
+            if sweeps or not expected or "HYDRA_FULL_ERROR" in os.environ:
                 raise
-            raise SystemExit(f"{Path(sys.argv[0]).stem}: {error}") from None
+            raise SystemExit(f"{Path(sys.argv[0]).stem}: {cause}") from None
 
     return wrapped
 
@@ -75,11 +79,13 @@ def open_run(cfg: DictConfig, accelerator: Accelerator) -> Path:
 def _check_folder(cfg: DictConfig, folder: Path) -> None:
     path = folder / "config.yaml"
     config = OmegaConf.create({k: v for k, v in plain(cfg).items() if k not in UNSAVED})
-    if not path.exists():
+    if not _has_begun(folder):
         overrides = HydraConfig.get().overrides
         named = any("run_dir" in o or ".dir=" in o for o in [*overrides.task, *overrides.hydra])
         if cfg.resume and not named:
             raise ValueError("resume=true needs run_dir=FOLDER, the run to continue")
+        if path.exists() and OmegaConf.load(path) != config:
+            (folder / "latency_table.json").unlink(missing_ok=True)  # of another target, perhaps
         write_text(path, OmegaConf.to_yaml(config))
         return
     if not cfg.resume:
@@ -92,6 +98,12 @@ def _check_folder(cfg: DictConfig, folder: Path) -> None:
             "a run is resumed with the configuration that it was started with; different: "
             + ", ".join(f"{k}={ours.get(k)} (was {saved.get(k)})" for k in differ)
         )
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there is anything to resume: a refused or very short run leaves nothing."""
+    marks = ("result.json", "checkpoint", "*/checkpoint")
+    return any(any(folder.glob(mark)) for mark in marks)
 
 
 def flat(config: Any) -> dict[str, Any]:
@@ -115,12 +127,17 @@ def make_space(cfg: DictConfig, data: Data) -> SearchSpace:
 
 @dataclass
 class Measured:
-    """A space seen from its target."""
+    """A space seen from its target.
+
+    Attributes:
+        plan: rounds, warmup and burst_ms of every measurement, of whole networks too.
+    """
 
     sites: list[Site]
     backend: Backend
     target: Target
-    table: LatencyTable | None
+    plan: dict[str, Any]
+    table: LatencyTable | None = None
 
     @property
     def is_here(self) -> bool:
@@ -154,19 +171,14 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     supernet = space.build(MixedOp, data.info.num_classes, search=False)  # as it is deployed
     shape = (target.batch, space.in_chans, target.resolution, target.resolution)
     sites = trace(supernet, space.choices, shape)
-    measured = Measured(sites, backend, target, None)
+    latency = cfg.latency
+    plan = {name: latency[name] for name in ("rounds", "warmup", "burst_ms")}
+    measured = Measured(sites, backend, target, plan)
     if not with_table:
         return measured
-    latency = cfg.latency
     if latency.table is None:
         measured.table, path, fresh = cached_table(
-            sites,
-            backend,
-            target,
-            cache_dir=latency.cache_dir,
-            rounds=latency.rounds,
-            warmup=latency.warmup,
-            burst_ms=latency.burst_ms,
+            sites, backend, target, cache_dir=latency.cache_dir, **plan
         )
         log.info("latency table %s: %s", "measured" if fresh else "from the cache", path)
     else:

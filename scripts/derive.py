@@ -64,7 +64,10 @@ def _network(
 ) -> Network:
     """With retrained weights where they are given, else with the supernet's."""
     if cfg.weights is not None:
-        return load_network(cfg.weights)[0]
+        network, meta = load_network(cfg.weights)
+        if Architecture.from_dict(meta["architecture"]) != found:
+            raise ValueError(f"{cfg.weights} holds another architecture than the derived one")
+        return network
     space = SearchSpace.of(found)
     supernet = space.build_supernet(num_classes)
     supernet.load_state_dict(supernet_state)

@@ -135,7 +135,7 @@ def _measure(
     if measured.is_here:
         networks = [space.build_network(a, data.info.num_classes) for a in architectures]
         timings = measure_networks(
-            networks, measured.backend, measured.target, in_chans=space.in_chans
+            networks, measured.backend, measured.target, in_chans=space.in_chans, **measured.plan
         )
     for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
         entry["predicted_ms"] = latency and latency.of(architecture)

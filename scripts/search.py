@@ -79,7 +79,16 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     architecture = strategy.search(problem, run)
     latency = measured.latency(space)
     backend = measured.backend if measured.is_here else None
-    result = conclude(problem, run, architecture, latency, backend, measured.target, cfg.bn_batches)
+    result = conclude(
+        problem,
+        run,
+        architecture,
+        latency,
+        backend,
+        measured.target,
+        measured.plan,
+        cfg.bn_batches,
+    )
     if run.main:
         log.info("derived: %s", " ".join(option for _, option in architecture))
         log.info(summary(result))

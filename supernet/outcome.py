@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from latency.backends.base import Backend
@@ -24,6 +25,7 @@ def conclude(
     latency: LatencyModel | None,
     backend: Backend | None,
     target: Target,
+    plan: Mapping[str, Any],
     bn_batches: int,
 ) -> dict[str, Any]:
     """Judge and measure the derived network; write `architecture.json` and `result.json`.
@@ -31,6 +33,7 @@ def conclude(
     Args:
         latency: predicts the latency; None without a table.
         backend: measures the whole network on the target; None where the target is elsewhere.
+        plan: of the measurement, rounds, warmup and burst_ms.
         bn_batches: batches that recalibrate its batch norms.
 
     Returns:
@@ -54,7 +57,9 @@ def conclude(
     if run.main:
         if backend is not None:
             network = problem.space.build_network(architecture, problem.data.info.num_classes)
-            measured = measure_network(network, backend, target, in_chans=problem.space.in_chans)
+            measured = measure_network(
+                network, backend, target, in_chans=problem.space.in_chans, **plan
+            )
             result["measured_ms"] = vars(measured)
         architecture.save(run.folder / "architecture.json")
         write_json(run.folder / "result.json", result)

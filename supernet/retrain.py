@@ -86,6 +86,7 @@ def retrain(
         tracker=tracker or NoTracker(),
         resume=resume,
         checkpoint_every=checkpoint_every,
+        kind="retrain",
     )
     if run.main and not resume:
         run.checkpoint.unlink(missing_ok=True)  # a later resume must not find an older training

@@ -63,7 +63,8 @@ def save_network(
 
 
 def load_network(path: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]:
-    """Read what `save_network` wrote: the network in evaluation mode on the CPU, and `meta`.
+    """Read what `save_network` wrote: the network in evaluation mode on the CPU, and `meta`,
+    to which the architecture is added under "architecture".
 
     Where `meta["data"]` is present, the network's `pretrained_cfg` carries its image size, mean,
     deviation and class names.
@@ -86,7 +87,7 @@ def load_network(path: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]
         network.load_state_dict(state)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path} holds a network that cannot be built here: {error}") from None
-    return network.eval(), record["meta"]
+    return network.eval(), {**record["meta"], "architecture": record["architecture"]}
 
 
 def _record(path: Path, metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -48,7 +48,9 @@ def test_jobs_of_a_launcher_share_one_table(
     launcher: list[str], announcement: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(SCRIPT), "-m", *launcher, "seed=1,2", "run_dir=sweep", *TINY]
-    assert announcement in sweep(command, tmp_path)
+    output = sweep(command, tmp_path)
+    assert announcement in output
+    assert "Warning" not in output
     folders = [tmp_path / "sweep" / str(job) for job in range(2)]
     tables = [(folder / "latency_table.json").read_bytes() for folder in folders]
     assert tables[0] == tables[1]

@@ -57,6 +57,7 @@ class Run:
         tracker: mirrors the journal.
         resume: continue from the checkpoint where there is one.
         checkpoint_every: weight steps between checkpoints; one more is made at each epoch's end.
+        kind: what is run, "search" or "retrain": it names the checkpoint.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class Run:
     tracker: Tracker
     resume: bool = False
     checkpoint_every: int = 500
+    kind: str = "search"
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint" / "search.safetensors"
+        return self.folder / "checkpoint" / f"{self.kind}.safetensors"
 
     def log(self, record: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
         """Write a metrics record (deterministic numbers) and its wall-clock companion."""
@@ -88,7 +90,7 @@ class Run:
         """Write the checkpoint; it remembers how long the journals were."""
         if self.main:
             journals = {"metrics": self.metrics.state, "timing": self.timing.state}
-            save_checkpoint(self.checkpoint, {"search": state, "journals": journals})
+            save_checkpoint(self.checkpoint, {self.kind: state, "journals": journals})
 
     def load(self) -> dict[str, Any] | None:
         """State to resume from, or None to start anew; journal lines past it are cut.
@@ -100,9 +102,9 @@ class Run:
         journals: dict[str, Any] = {"metrics": 0, "timing": 0}
         if self.resume and self.checkpoint.exists():
             content = load_checkpoint(self.checkpoint)
-            if set(content) != {"search", "journals"}:
-                raise ValueError(f"{self.checkpoint} is not the checkpoint of a search")
-            state, journals = content["search"], content["journals"]
+            if set(content) != {self.kind, "journals"}:
+                raise ValueError(f"{self.checkpoint} is not the checkpoint of a {self.kind}")
+            state, journals = content[self.kind], content["journals"]
         if self.main:
             self.metrics.truncate(journals["metrics"])
             self.timing.truncate(journals["timing"])

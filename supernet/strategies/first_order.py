@@ -139,7 +139,7 @@ class FirstOrder(Strategy):
                     images.to(memory_format=self.memory_format), sample.weights
                 )
             task_loss = cross_entropy(outputs.float(), labels)
-            if not math.isfinite(loss := task_loss.item()):
+            if not math.isfinite(loss := task_loss.detach().item()):
                 raise Diverged(  # before the logits take it up
                     f"the loss of an architecture step is {loss} after {state.step} weight steps; "
                     "lower strategy.weight_optimizer.lr or set strategy.clip_grad"

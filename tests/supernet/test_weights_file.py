@@ -46,6 +46,7 @@ def test_a_saved_network_comes_back_as_it_was(tmp_path: Path, unsettle: Any) -> 
     path = tmp_path / "new_folder" / "network.safetensors"
     save_network(path, network, architecture, {"data": DATA, "accuracy": 91.5})
     loaded, meta = load_network(path)
+    assert Architecture.from_dict(meta.pop("architecture")) == architecture
     assert meta == {"data": DATA, "accuracy": 91.5}
     assert not any(module.training for module in loaded.modules())
     expected = network.state_dict()
