@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from hydra.core.hydra_config import HydraConfig
@@ -115,6 +116,12 @@ def flat(config: Any) -> dict[str, Any]:
         for key in config
         for rest, value in flat(config[key]).items()
     }
+
+
+def set_num_threads(threads: int | None) -> None:
+    """Threads of the training; a measurement has its own number."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def make_space(cfg: DictConfig, data: Data) -> SearchSpace:

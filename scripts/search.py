@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 
 import hydra
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, set_seed
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -33,6 +32,7 @@ from supernet_scripts.common import (
     needs_table,
     open_run,
     plain,
+    set_num_threads,
 )
 from supernet_scripts.retrain import retrain_networks
 
@@ -65,7 +65,8 @@ def run_search(cfg: DictConfig) -> float:
 
 
 def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
-    torch.manual_seed(cfg.seed)
+    set_seed(cfg.seed)
+    set_num_threads(cfg.num_threads)
     data = instantiate(cfg.data)
     space = make_space(cfg, data)
     objective = instantiate(cfg.objective)

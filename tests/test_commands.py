@@ -320,7 +320,7 @@ def test_damaged_files_are_refused(
         (["strategy.arch_optimizer.betas=[0.9,0.999]", "mixed_op=binary_gate"], "beta1 = 0"),
         (["strategy.warmup_epochs=2"], "strategy.warmup_epochs"),
         (["precision=fp8"], "valid: no, bf16, fp16"),
-        (["space.kernels=[4]"], "4"),
+        (["space.kernels=[3,4]"], "kernels must be odd"),
         (["resume=true"], "resume=true needs run_dir"),
         (["latency.table=missing.json"], "no latency table at missing.json"),
     ],
@@ -334,4 +334,5 @@ def test_wrong_settings_are_refused(
 
     refused = commands.refuse("search", *commands.TINY, given, *settings, *run_dir, cwd=tmp_path)
     assert re.search(message, refused), refused
-    assert not list(tmp_path.rglob("checkpoint")) and not list(tmp_path.rglob("timing.jsonl"))
+    assert not list(tmp_path.rglob("checkpoint"))
+    assert not any(path.stat().st_size for path in tmp_path.rglob("*.jsonl"))

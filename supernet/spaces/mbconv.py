@@ -30,7 +30,7 @@ class MBConv(SearchSpace):
         stem_stride: 2 in the paper; 1 for small images.
         first_chs: width of the first, fixed block (kernel 3, no expansion).
         stages: (width, layers, stride) each.
-        kernels: candidate kernel sizes.
+        kernels: candidate kernel sizes, odd.
         expansions: candidate expansion ratios.
         head_chs: width of the last 1x1 convolution.
         act: timm's name of the activation.
@@ -61,6 +61,8 @@ class MBConv(SearchSpace):
     ) -> None:
         if bad := [list(stage) for stage in stages if len(stage) != 3]:
             raise ValueError(f"a stage is [width, layers, stride]; got {bad[0]}")
+        if bad_kernels := [kernel for kernel in kernels if kernel % 2 == 0]:
+            raise ValueError(f"kernels must be odd, as 3, 5 and 7 are; got {bad_kernels[0]}")
         try:
             get_act_layer(act)
         except KeyError:

@@ -91,9 +91,12 @@ class FirstOrder(Strategy):
         scheduler, _ = create_scheduler_v2(
             state.weight_optimizer.optimizer, num_epochs=self.epochs, **self.scheduler
         )
+        first = state.step // num_steps
+        # Making a scheduler resets the rate, and there may be no epoch left that sets it.
+        scheduler.step(min(first, self.epochs - 1))
         log = EpochLog(state, run, self.epochs)
         state.problem.supernet.train()
-        for epoch in range(state.step // num_steps, self.epochs):
+        for epoch in range(first, self.epochs):
             scheduler.step(epoch)
             searching = epoch >= self.warmup_epochs
             end = (epoch + 1) * num_steps
