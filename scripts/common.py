@@ -221,6 +221,8 @@ def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
 
 def measure_command() -> str:
     """The measuring command of the present configuration."""
+    if not HydraConfig.initialized():  # before the jobs of a sweep
+        return "supernet-measure output=FILE"
     shared = ("space", "data", "backend", "latency", "experiment")
     words = [
         override

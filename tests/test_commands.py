@@ -174,7 +174,7 @@ def test_timm_export_of_a_search(commands: Any, tmp_path: Path) -> None:
         ["mixed_op=binary_gate"],
         ["mixed_op=binary_gate", "objective=none", "objective.cost=params"],
         ["mixed_op=one_shot", "objective=additive", "objective.budget_share=0.9"],
-        ["objective=additive", "objective.cost=latency", "objective.lambda1=1e-4"],
+        ["objective=additive", "objective.lambda1=1e-4", "objective.budget_share=1"],
         ["objective=proxyless", "objective.cost=macs", "objective.ref=1e5"],
         ["objective=fbnet", "objective.cost=macs"],
         ["objective.cost=macs", "objective.budget_share=0.8", "precision=bf16"],
@@ -304,7 +304,7 @@ def test_damaged_files_are_refused(
         (tmp_path / "run" / "report.html").unlink()  # else it is finished
         arguments = [*commands.TINY, "run_dir=run", "resume=true"]
     else:
-        arguments = ["run=run"]
+        arguments = ["run=run", *(["run_dir=new"] if command == "retrain" else [])]
     refused = commands.refuse(command, *arguments, cwd=tmp_path)
     assert Path(file).name in refused
     assert refused.count("\n") == 1, "one sentence"
