@@ -34,6 +34,10 @@ from supernet.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
+# A burst of a whole network is this much longer than that of an operation: else it would be one
+# call with caches that another network has just filled.
+NETWORK_BURSTS = 20
+
 UNSAVED = ("resume", "run_dir", "hydra")  # may differ when a run is resumed
 
 
@@ -137,7 +141,7 @@ class Measured:
     """A space seen from its target.
 
     Attributes:
-        plan: rounds, warmup and burst_ms of every measurement, of whole networks too.
+        plan: rounds, warmup and burst_ms of measuring whole networks.
     """
 
     sites: list[Site]
@@ -180,7 +184,8 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     sites = trace(supernet, space.choices, shape)
     latency = cfg.latency
     plan = {name: latency[name] for name in ("rounds", "warmup", "burst_ms")}
-    measured = Measured(sites, backend, target, plan)
+    whole = {**plan, "burst_ms": NETWORK_BURSTS * latency.burst_ms}
+    measured = Measured(sites, backend, target, whole)
     if not with_table:
         return measured
     if latency.table is None:
