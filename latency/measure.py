@@ -1,4 +1,4 @@
-"""Measure operations and whole networks on a target."""
+"""Measure the operations of a space, and whole networks, on a target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,131 +17,134 @@ from torch import nn
 
 from latency.backends.base import Backend
 from latency.cache import cache_folder, machine_lock
-from latency.sampling import Operation, Plan, Progress, sample
+from latency.runner import Plan
+from latency.samples import Operation, Samples
 from latency.sites import Site
 from latency.table import LatencyTable, Measurement, OpKey, Target
 from supernet.choice import canonical_json
 
 log = logging.getLogger(__name__)
 
-ROUNDS, WARMUP, BURST_MS = 20, 3, 5.0
+SLOWER = 1.1  # times the table's speed: worth telling
 
 
 def measure(
     sites: Iterable[Site],
     backend: Backend,
     target: Target,
-    *,
-    rounds: int = ROUNDS,
-    warmup: int = WARMUP,
-    burst_ms: float = BURST_MS,
-    seed: int = 0,
-    progress_path: str | os.PathLike[str] | None = None,
+    plan: Plan,
+    journal: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> LatencyTable:
     """Measure every distinct operation of `sites`.
 
     Args:
         sites: traced with the target's batch and resolution.
-        backend: what runs them on this machine.
+        backend: of the target's runtime and device.
         target: accepted by the backend.
-        rounds: bursts an operation; medians and quartiles are taken over them.
-        warmup: calls before an operation's first burst.
-        burst_ms: about how long a burst lasts; at least one call.
-        seed: of the order within the rounds.
-        progress_path: keeps the finished rounds, so that a call after a kill goes on from them;
-            deleted at the end.
+        plan: how much is measured.
+        journal: keeps the finished rounds, so that a call after a kill goes on from them; deleted
+            at the end.
         progress: show a bar where the output is a terminal.
 
     Raises:
-        ValueError: a setting is out of range, the backend cannot measure the target, or the sites
-            were traced with another batch.
+        ValueError: the backend cannot measure the target or an operation, or the sites were traced
+            with another batch.
+        Elsewhere: the device is out of reach; the message says what to do.
     """
-    plan = Plan(rounds, warmup, burst_ms, seed)
     backend.check(target)
-    operations = _operations(sites, target)
-    state = _progress(progress_path, operations, backend, target)
+    operations = distinct_operations(sites, target)
+    path = None if journal is None else Path(journal)
+    named = {str(key): operation for key, operation in operations.items()}
     with machine_lock():
-        table = _measure(operations, backend, target, plan, state, progress)
-    state.delete()
-    return table
+        samples = backend.sample(named, target, plan, path, progress)
+    return table_of(samples, operations, target)
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """A whole network's latency.
+
+    Attributes:
+        measurement: at the speed that the device had when the table was measured.
+        halves: medians of the even and of the odd rounds, in ms.
+        speed: the reference's time in the table over its time now; 1 without a table.
+    """
+
+    measurement: Measurement
+    halves: tuple[float, float]
+    speed: float
 
 
 def measure_networks(
     networks: Sequence[nn.Module],
     backend: Backend,
     target: Target,
+    plan: Plan,
     *,
     in_chans: int,
-    rounds: int = ROUNDS,
-    warmup: int = WARMUP,
-    burst_ms: float = BURST_MS,
-    seed: int = 0,
+    reference_ms: float | None = None,
     progress: bool = True,
-) -> list[Measurement]:
+) -> list[MeasuredNetwork]:
     """Measure whole networks, interleaved; each is called with one image batch of the target.
 
     Args:
         networks: called as `network(x)`.
         in_chans: channels of the image.
+        reference_ms: of the latency table they are compared with: times are brought to its speed,
+            since a device runs faster in one hour than in another.
 
     Other arguments and errors: as `measure`.
     """
-    plan = Plan(rounds, warmup, burst_ms, seed)
     backend.check(target)
-    shape = (target.batch, in_chans, target.resolution, target.resolution)
-    names = [str(index) for index in range(len(networks))]
+    operations = network_operations(networks, target, in_chans)
     with machine_lock():
-        return sample(
-            [(network, (shape,)) for network in networks],
-            backend,
-            target,
-            plan,
-            Progress(None, names, backend, target),
-            progress,
+        samples = backend.sample(operations, target, plan, None, progress)
+    return networks_of(samples, list(operations), reference_ms)
+
+
+def network_operations(
+    networks: Sequence[nn.Module], target: Target, in_chans: int
+) -> dict[str, Operation]:
+    shape = (target.batch, in_chans, target.resolution, target.resolution)
+    return {
+        f"network {index}": Operation(network, (shape,), f"network {index}")
+        for index, network in enumerate(networks)
+    }
+
+
+def networks_of(
+    samples: Samples, names: Sequence[str], reference_ms: float | None
+) -> list[MeasuredNetwork]:
+    """The networks among the samples, at the table's speed."""
+    speed = 1.0 if reference_ms is None else reference_ms / samples.reference_ms
+    if not 1 / SLOWER < speed < SLOWER:
+        log.warning(
+            "the device is %.2f times as fast as when the table was measured; latencies of whole "
+            "networks are given at the table's speed",
+            speed,
         )
-
-
-def measure_network(
-    network: nn.Module,
-    backend: Backend,
-    target: Target,
-    *,
-    in_chans: int,
-    rounds: int = ROUNDS,
-    warmup: int = WARMUP,
-    burst_ms: float = BURST_MS,
-    progress: bool = True,
-) -> Measurement:
-    """Measure one whole network, as `measure_networks`."""
-    return measure_networks(
-        [network],
-        backend,
-        target,
-        in_chans=in_chans,
-        rounds=rounds,
-        warmup=warmup,
-        burst_ms=burst_ms,
-        progress=progress,
-    )[0]
+    found = []
+    for name in names:
+        first, second = samples.halves(name)
+        measurement = samples.measurement(name).scaled(speed)
+        found.append(MeasuredNetwork(measurement, (speed * first, speed * second), speed))
+    return found
 
 
 def cached_table(
     sites: Sequence[Site],
     backend: Backend,
     target: Target,
-    *,
-    rounds: int = ROUNDS,
-    warmup: int = WARMUP,
-    burst_ms: float = BURST_MS,
-    seed: int = 0,
+    plan: Plan,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> tuple[LatencyTable, Path, bool]:
-    """The table of `sites`, measuring only what this machine has not measured before.
+    """The table of `sites`, measuring only what was not measured before on the same device.
 
-    One file serves every space on the same device, target and versions. What was measured in fewer
-    rounds is measured again. Jobs that ask at the same time wait for the first one.
+    One file serves every space on the same device, target and versions. What was measured with a
+    wider confidence interval than `plan` asks for, in fewer rounds, is measured again. Jobs that
+    ask at the same time wait for the first one.
 
     Args:
         cache_dir: `latency.cache.cache_folder()` by default.
@@ -152,90 +155,107 @@ def cached_table(
         The table of exactly these sites, the file that keeps it among others, and whether
         anything was measured now.
     """
-    plan = Plan(rounds, warmup, burst_ms, seed)
     backend.check(target)
-    operations = _operations(sites, target)
-    folder = cache_folder() if cache_dir is None else Path(cache_dir)
-    path = folder / _file_name(backend, target)
+    operations = distinct_operations(sites, target)
+    path = cache_path(backend, target, cache_dir)
     with machine_lock():
-        table = _load_cache(path, target)
+        table = load_cache(path)
         missing = {
             key: operation
             for key, operation in operations.items()
-            if key not in table.measurements or table.measurements[key].num_runs < rounds
+            if table is None or not _suffices(table.measurements.get(key), plan)
         }
         if missing:
-            name = f"{path.stem}-{_digest([str(key) for key in missing])}.progress.json"
-            state = _progress(folder / name, missing, backend, target)
-            new = _measure(missing, backend, target, plan, state, progress)
-            table = LatencyTable(target, new.provenance, table.measurements | new.measurements)
+            named = {str(key): operation for key, operation in missing.items()}
+            journal = path.with_name(f"{path.stem}-{_digest(list(named))}.rounds.jsonl")
+            samples = backend.sample(named, target, plan, journal, progress)
+            new = table_of(samples, missing, target)
+            table = new if table is None else table.merge(new)
             table.save(path)
-            state.delete()
+    assert table is not None
     return table.restrict(operations), path, bool(missing)
 
 
-def _operations(sites: Iterable[Site], target: Target) -> dict[OpKey, Operation]:
-    """The distinct operations, each at the first site that has it."""
-    operations: dict[OpKey, Operation] = {}
+def _suffices(measurement: Measurement | None, plan: Plan) -> bool:
+    if measurement is None:
+        return False
+    precise = measurement.ci_ms <= plan.precision * measurement.median_ms
+    return precise or measurement.num_runs >= plan.rounds
+
+
+def distinct_operations(sites: Iterable[Site], target: Target) -> dict[OpKey, Operation]:
+    """Each at the first site that has it, with the names of the candidates that need it."""
+    first: dict[OpKey, Site] = {}
+    where: dict[OpKey, list[str]] = {}
     for site in sites:
-        operations.setdefault(site.key, (site.module, site.input_shapes))
-    batches = sorted({shapes[0][0] for _, shapes in operations.values()})
+        first.setdefault(site.key, site)
+        name = f"{site.choice}={site.option}" if site.choice else "a fixed layer"
+        where.setdefault(site.key, []).append(name)
+    batches = sorted({site.input_shapes[0][0] for site in first.values()})
     if target.batch not in batches:
         raise ValueError(
             f"the operations were traced with a batch of {', '.join(map(str, batches))}, but "
             f"the target's batch is {target.batch}; trace them with the target's"
         )
-    return operations
+    return {
+        key: Operation(site.module, site.input_shapes, ", ".join(dict.fromkeys(where[key])))
+        for key, site in first.items()
+    }
 
 
-def _progress(
-    path: str | os.PathLike[str] | None,
-    operations: Mapping[OpKey, Operation],
-    backend: Backend,
-    target: Target,
-) -> Progress:
-    names = [str(key) for key in operations]
-    return Progress(None if path is None else Path(path), names, backend, target)
-
-
-def _measure(
-    operations: Mapping[OpKey, Operation],
-    backend: Backend,
-    target: Target,
-    plan: Plan,
-    state: Progress,
-    show: bool,
+def table_of(
+    samples: Samples, operations: Mapping[OpKey, Operation], target: Target
 ) -> LatencyTable:
-    measurements = sample(list(operations.values()), backend, target, plan, state, show)
+    """The table of the operations among the samples."""
     provenance: dict[str, Any] = {
-        **_versions(backend),
-        **asdict(plan),
+        **samples.device,
+        "timm": timm.__version__,
+        **samples.plan,
+        "ended": samples.ended,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    return LatencyTable(target, provenance, dict(zip(operations, measurements, strict=True)))
+    measurements = {key: samples.measurement(str(key)) for key in operations}
+    if samples.ended != "precise":
+        wide = sum(
+            m.ci_ms > samples.plan["precision"] * m.median_ms for m in measurements.values()
+        )
+        log.info(
+            "measuring ended by its %s: %d of %d operations have a 95%% confidence interval wider "
+            "than +-%.1f%% of their median",
+            samples.ended, wide, len(measurements), 100 * samples.plan["precision"],
+        )  # fmt: skip
+    return LatencyTable(
+        target, provenance, samples.overhead_ms, samples.reference_ms, measurements
+    )
 
 
-def _versions(backend: Backend) -> dict[str, str]:
-    return {**backend.describe(), "timm": timm.__version__}
-
-
-def _file_name(backend: Backend, target: Target) -> str:
+def cache_path(
+    backend: Backend, target: Target, cache_dir: str | os.PathLike[str] | None = None
+) -> Path:
     """Readable in front, and a digest of everything that a timing depends on."""
-    digest = _digest([asdict(target), _versions(backend)])
+    folder = cache_folder() if cache_dir is None else Path(cache_dir)
+    digest = _digest([asdict(target), {**backend.describe(), "timm": timm.__version__}])
     words = f"{target.device}-{target.runtime}-{target.dtype}-b{target.batch}-r{target.resolution}"
-    return f"{re.sub('[^A-Za-z0-9-]+', '_', words)}-{digest}.json"
+    return folder / f"{re.sub('[^A-Za-z0-9-]+', '_', words)}-{digest}.json"
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
-
-
-def _load_cache(path: Path, target: Target) -> LatencyTable:
-    empty = LatencyTable(target, {}, {})
+def load_cache(path: Path) -> LatencyTable | None:
+    """What was measured before; None where there is nothing that can be used."""
     if not path.exists():
-        return empty
+        return None
     try:
         return LatencyTable.load(path)
     except ValueError as error:
         log.warning("a cached latency table cannot be used, it is measured anew: %s", error)
-        return empty
+        return None
+
+
+def keep(path: Path, table: LatencyTable) -> None:
+    """Add a table's measurements and calibrations to the cache."""
+    with machine_lock():
+        kept = load_cache(path)
+        (table if kept is None else kept.merge(table)).save(path)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latency.sites import Site
-from latency.table import LatencyTable
+from latency.table import Calibration, LatencyTable
 from supernet.choice import Architecture, Choice
 
 
@@ -71,13 +71,17 @@ class AdditiveCost:
 
 
 class LatencyModel(AdditiveCost):
-    """Latency in ms: the sum of the table's medians.
+    """Latency in ms: the sum of the table's medians, calibrated where the space was validated.
 
     Args:
         choices: the space's choices.
         sites: of its supernet, as `trace` lists them.
         table: measured for the target that is asked for (`LatencyTable.check_target`).
+        calibration: of the space; None leaves the plain sum.
         command: measures what the table lacks, for the error.
+
+    Attributes:
+        uncalibrated: the plain sum.
 
     Raises:
         ValueError: the table lacks operations; all are listed.
@@ -88,14 +92,25 @@ class LatencyModel(AdditiveCost):
         choices: Sequence[Choice],
         sites: Sequence[Site],
         table: LatencyTable,
+        calibration: Calibration | None = None,
         command: str = "supernet-measure",
     ) -> None:
         table.require((site.key for site in sites), command)
+        self.uncalibrated = self if calibration is None else LatencyModel(choices, sites, table)
+        call_ms, scale, weight_ms = table.overhead_ms, 1.0, 0.0
+        if calibration is not None:
+            call_ms, scale, weight_ms = (
+                calibration.call_ms,
+                calibration.scale,
+                calibration.weight_ms,
+            )
 
-        def median_ms(site: Site) -> float:
-            return table.measurements[site.key].median_ms
+        def ms(site: Site) -> float:
+            work = max(0.0, table.measurements[site.key].median_ms - table.overhead_ms)
+            return scale * work + weight_ms * site.params / 1e6
 
-        super().__init__(choices, *_totals(choices, sites, median_ms), name="latency", unit="ms")
+        fixed, per_option = _totals(choices, sites, ms)
+        super().__init__(choices, fixed + call_ms, per_option, name="latency", unit="ms")
 
 
 def macs_cost(choices: Sequence[Choice], sites: Sequence[Site]) -> AdditiveCost:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from supernet.files import read_json, write_json
 
 FORMAT = "supernet.latency_table"
-VERSION = 1
+VERSION = 2
 UNIT = "ms"
 
-T = TypeVar("T", "OpKey", "Measurement", "Target")
+T = TypeVar("T", "OpKey", "Measurement", "Target", "Calibration")
 
 
 @dataclass(frozen=True, order=True)
@@ -54,17 +54,63 @@ class Measurement:
     Attributes:
         median_ms: median over the runs.
         iqr_ms: distance between the quartiles of the runs.
+        ci_ms: half of the width of the median's 95% confidence interval.
         num_runs: number of bursts, one a round, each the mean of its calls.
+        energy_mj: energy of one call in mJ; None where the device does not tell.
     """
 
     median_ms: float
     iqr_ms: float
+    ci_ms: float
     num_runs: int
+    energy_mj: float | None = None
 
     def __post_init__(self) -> None:
-        check_ms("median_ms", self.median_ms)
-        check_ms("iqr_ms", self.iqr_ms)
+        for name in ("median_ms", "iqr_ms", "ci_ms"):
+            check_number(name, getattr(self, name))
         _check_count("num_runs", self.num_runs)
+        if self.energy_mj is not None:
+            check_number("energy_mj", self.energy_mj)
+
+    def scaled(self, factor: float) -> Measurement:
+        """The times multiplied."""
+        times = {n: factor * getattr(self, n) for n in ("median_ms", "iqr_ms", "ci_ms")}
+        return replace(self, **times)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From the sum over operations to the latency of a whole network.
+
+    latency = call_ms + scale * (sum of medians, the overhead of a call taken out of each)
+              + weight_ms * (millions of parameters)
+
+    The last term is the time to fetch weights that other layers have pushed out of the cache. No
+    coefficient is negative, so the latency never falls when an operation is added.
+
+    Attributes:
+        space, settings: of the networks it was fitted on, as in `Architecture`.
+        call_ms, scale, weight_ms: the coefficients.
+        num_networks: fitted on.
+        report: what was found on other networks (`latency.calibration.Report`), JSON values.
+    """
+
+    space: str
+    settings: str
+    call_ms: float
+    scale: float
+    weight_ms: float
+    num_networks: int
+    report: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _check_text("space", self.space)
+        _check_text("settings", self.settings)
+        for name in ("call_ms", "scale", "weight_ms"):
+            check_number(name, getattr(self, name))
+        _check_count("num_networks", self.num_networks)
+        if not isinstance(self.report, dict):
+            raise ValueError(f"report must be an object, not {self.report!r}")
 
 
 @dataclass(frozen=True)
@@ -74,10 +120,11 @@ class Target:
     Attributes:
         device: as the backend names it ("cpu", "cuda"), or any name of a device whose
             table was measured elsewhere.
-        runtime: what executes the network there, "torch" for PyTorch in eager mode.
+        runtime: what executes the network there: "torch" (PyTorch in eager mode), "onnxruntime"
+            or any other name.
         threads: CPU threads.
         batch: images a call.
-        dtype: of weights and activations.
+        dtype: of weights and activations; int8 is the runtime's own quantisation.
         resolution: side of the (square) input image.
     """
 
@@ -102,12 +149,59 @@ class LatencyTable:
     Attributes:
         target: what they were measured for.
         provenance: JSON values: name of the device, versions, date, rounds.
+        overhead_ms: what a call takes that computes nothing.
+        reference_ms: what the reference operation took: how fast the device was.
         measurements: by operation.
+        calibrations: one a space that was validated.
     """
 
     target: Target
     provenance: dict[str, Any]
+    overhead_ms: float
+    reference_ms: float
     measurements: dict[OpKey, Measurement]
+    calibrations: list[Calibration] = field(default_factory=list)
+
+    def calibration(self, space: str, settings: str) -> Calibration | None:
+        """The one of a space, if it was validated."""
+        found = [c for c in self.calibrations if (c.space, c.settings) == (space, settings)]
+        return found[0] if found else None
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Put it in the place of the same space's."""
+        others = [
+            c
+            for c in self.calibrations
+            if (c.space, c.settings) != (calibration.space, calibration.settings)
+        ]
+        self.calibrations = [*others, calibration]
+
+    def merge(self, other: LatencyTable) -> LatencyTable:
+        """Both tables in one; where both measured an operation, the other's is taken.
+
+        The other's times are brought to this table's speed by the reference.
+
+        Raises:
+            ValueError: measured for another target or on another device.
+        """
+        self.check_target(other.target)
+        names = [table.provenance.get("device_name") for table in (self, other)]
+        if names[0] != names[1]:
+            raise ValueError(
+                f"tables of different devices cannot be merged: {names[0]!r} and {names[1]!r}"
+            )
+        factor = self.reference_ms / other.reference_ms
+        moved = {key: m.scaled(factor) for key, m in other.measurements.items()}
+        merged = replace(self, measurements={**self.measurements, **moved})
+        for calibration in other.calibrations:
+            merged.calibrate(
+                replace(
+                    calibration,
+                    call_ms=factor * calibration.call_ms,
+                    weight_ms=factor * calibration.weight_ms,
+                )
+            )
+        return merged
 
     def missing(self, keys: Iterable[OpKey]) -> list[OpKey]:
         """The distinct keys without a measurement, sorted."""
@@ -155,7 +249,7 @@ class LatencyTable:
     def restrict(self, keys: Iterable[OpKey]) -> LatencyTable:
         """The part of the table that covers `keys`, all of which it has."""
         part = {key: self.measurements[key] for key in sorted(set(keys))}
-        return LatencyTable(self.target, self.provenance, part)
+        return replace(self, measurements=part)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -164,6 +258,9 @@ class LatencyTable:
             "unit": UNIT,
             "target": asdict(self.target),
             "provenance": self.provenance,
+            "overhead_ms": self.overhead_ms,
+            "reference_ms": self.reference_ms,
+            "calibrations": [asdict(calibration) for calibration in self.calibrations],
             "measurements": [
                 {**asdict(key), **asdict(measurement)}
                 for key, measurement in sorted(self.measurements.items())
@@ -186,14 +283,20 @@ class LatencyTable:
                 f"latency table format version {value.get('version')!r} is not supported; "
                 f"this package reads version {VERSION}"
             )
-        names = {"format", "version", "unit", "target", "provenance", "measurements"}
+        names = {
+            "format", "version", "unit", "target", "provenance", "overhead_ms", "reference_ms",
+            "calibrations", "measurements",
+        }  # fmt: skip
         _check_names(value, names, "a latency table")
         if value["unit"] != UNIT:
             raise ValueError(f'the unit of a latency table is "{UNIT}", not {value["unit"]!r}')
         if not isinstance(value["provenance"], dict):
             raise ValueError('latency table field "provenance" must be an object')
-        if not isinstance(value["measurements"], list):
-            raise ValueError('latency table field "measurements" must be a list')
+        for name in ("measurements", "calibrations"):
+            if not isinstance(value[name], list):
+                raise ValueError(f'latency table field "{name}" must be a list')
+        for name in ("overhead_ms", "reference_ms"):
+            check_number(name, value[name])
         measurements: dict[OpKey, Measurement] = {}
         for index, row in enumerate(value["measurements"]):
             try:
@@ -203,8 +306,14 @@ class LatencyTable:
             if key in measurements:
                 raise ValueError(f"measurement {index}: listed twice: {key}")
             measurements[key] = measurement
-        target = _read(Target, value["target"], "a target")
-        return cls(target, value["provenance"], measurements)
+        return cls(
+            _read(Target, value["target"], "a target"),
+            value["provenance"],
+            value["overhead_ms"],
+            value["reference_ms"],
+            measurements,
+            [_read(Calibration, row, "a calibration") for row in value["calibrations"]],
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON, atomically."""
@@ -224,8 +333,8 @@ class LatencyTable:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
-def check_ms(name: str, value: Any) -> None:
-    """Check that a time read or measured is a finite number of at least 0.
+def check_number(name: str, value: Any) -> None:
+    """Check that a quantity read or measured is a finite number of at least 0.
 
     Raises:
         ValueError: it is not.

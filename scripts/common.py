@@ -7,8 +7,8 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from latency.backends.base import Backend
-from latency.measure import cached_table
+from latency.measure import MeasuredNetwork, cached_table, keep, measure_networks
 from latency.model import AdditiveCost, LatencyModel, macs_cost, params_cost
+from latency.runner import Plan
 from latency.sites import Site, trace
-from latency.table import LatencyTable, Target
+from latency.table import Calibration, LatencyTable, Target
+from latency.validate import calibrate, describe, draw
+from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.engine import Diverged
 from supernet.files import write_text
@@ -33,10 +36,6 @@ from supernet.mixed_ops.base import MixedOp
 from supernet.space import SearchSpace
 
 log = logging.getLogger(__name__)
-
-# A burst of a whole network is this much longer than that of an operation: else it would be one
-# call with caches that another network has just filled.
-NETWORK_BURSTS = 20
 
 UNSAVED = ("resume", "run_dir", "hydra")  # may differ when a run is resumed
 
@@ -141,18 +140,21 @@ class Measured:
     """A space seen from its target.
 
     Attributes:
-        plan: rounds, warmup and burst_ms of measuring whole networks.
+        plan, network_plan: of measuring operations, and whole networks.
+        cached: file that keeps the table among others, where it came from the cache.
     """
 
     sites: list[Site]
     backend: Backend
     target: Target
-    plan: dict[str, Any]
+    plan: Plan
+    network_plan: Plan
     table: LatencyTable | None = None
+    cached: Path | None = None
 
     @property
     def is_here(self) -> bool:
-        """Whether the backend can measure the target on this machine."""
+        """Whether the backend can measure the target now."""
         here = self.backend.accepts_device(self.target.device)
         return here and self.backend.runtime == self.target.runtime
 
@@ -160,7 +162,21 @@ class Measured:
         """None without a table: MACs and parameters do without one."""
         if self.table is None:
             return None
-        return LatencyModel(space.choices, self.sites, self.table)
+        calibration = self.table.calibration(space.id, space.settings)
+        return LatencyModel(space.choices, self.sites, self.table, calibration)
+
+    def networks(
+        self, space: SearchSpace, architectures: Sequence[Architecture], num_classes: int
+    ) -> list[MeasuredNetwork]:
+        """Measure whole networks, at the table's speed where there is one."""
+        return measure_networks(
+            [space.build_network(a, num_classes) for a in architectures],
+            self.backend,
+            self.target,
+            self.network_plan,
+            in_chans=space.in_chans,
+            reference_ms=None if self.table is None else self.table.reference_ms,
+        )
 
     def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
         """The additive cost an objective asks for: latency, macs or params."""
@@ -182,16 +198,15 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     supernet = space.build(MixedOp, data.info.num_classes, search=False)  # as it is deployed
     shape = (target.batch, space.in_chans, target.resolution, target.resolution)
     sites = trace(supernet, space.choices, shape)
-    latency = cfg.latency
-    plan = {name: latency[name] for name in ("rounds", "warmup", "burst_ms")}
-    whole = {**plan, "burst_ms": NETWORK_BURSTS * latency.burst_ms}
-    measured = Measured(sites, backend, target, whole)
+    measured = Measured(sites, backend, target, *make_plans(cfg))
     if not with_table:
         return measured
+    latency = cfg.latency
     if latency.table is None:
         measured.table, path, fresh = cached_table(
-            sites, backend, target, cache_dir=latency.cache_dir, **plan
+            sites, backend, target, measured.plan, latency.cache_dir
         )
+        measured.cached = path
         log.info("latency table %s: %s", "measured" if fresh else "from the cache", path)
     else:
         measured.table = LatencyTable.load(latency.table)
@@ -202,6 +217,49 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     measured.table.require(keys, measure_command())
     measured.table = measured.table.restrict(keys)
     return measured
+
+
+def make_plans(cfg: DictConfig) -> tuple[Plan, Plan]:
+    """Of measuring operations, and whole networks."""
+    names = ("rounds", "min_rounds", "warmup", "burst_ms", "precision", "time_limit_s")
+    plan = Plan(**{name: cfg.latency[name] for name in names})
+    own = {"rounds": cfg.latency.network_rounds, "precision": cfg.latency.network_precision}
+    return plan, replace(plan, **own)
+
+
+def validate(
+    cfg: DictConfig, measured: Measured, space: SearchSpace, num_classes: int
+) -> Calibration:
+    """Measure whole networks and put the calibration they give into the table."""
+    assert measured.table is not None
+    fitted, held_out = draw(
+        space, measured.sites, cfg.latency.num_fit, cfg.latency.num_held_out, cfg.seed
+    )
+    networks = measured.networks(space, [*fitted, *held_out], num_classes)
+    return calibrate(space, measured.sites, measured.table, fitted, held_out, networks)
+
+
+def validate_if_new(
+    cfg: DictConfig, measured: Measured, space: SearchSpace, num_classes: int
+) -> None:
+    """Calibrate a table that was never validated for this space, where the device is at hand."""
+    table = measured.table
+    wanted = cfg.latency.num_fit and measured.is_here
+    if table is None or not wanted or table.calibration(space.id, space.settings) is not None:
+        return
+    found = validate(cfg, measured, space, num_classes)
+    log.info("%s", describe(found))
+    if measured.cached is not None:
+        keep(measured.cached, table)
+
+
+def warn_unvalidated(measured: Measured, space: SearchSpace) -> None:
+    """Sums of separately timed operations can be far from whole networks."""
+    if measured.table and measured.table.calibration(space.id, space.settings) is None:
+        log.warning(
+            "the latency table was never validated for this space: predicted latencies are plain "
+            "sums of operations; supernet-validate measures whole networks and calibrates it"
+        )
 
 
 def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) -> Measured:
@@ -220,7 +278,11 @@ def needs_table(cfg: DictConfig) -> bool:
 
 def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
     wanted = {k: v for k, v in plain(cfg.latency.target).items() if v is not None}
-    own = {"runtime": backend.runtime, "resolution": data.info.img_size}
+    own = {
+        "device": backend.device,
+        "runtime": backend.runtime,
+        "resolution": data.info.img_size,
+    }
     return Target(**{**own, **wanted})
 
 

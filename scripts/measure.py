@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from latency.measure import measure
 from latency.table import LatencyTable
-from supernet_scripts.common import command, make_space, measure_space
+from supernet_scripts.common import Measured, command, make_space, measure_space
 
 log = logging.getLogger(__name__)
 
@@ -19,34 +19,36 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="measure")
 @command
 def main(cfg: DictConfig) -> None:
-    data = instantiate(cfg.data)
-    space = make_space(cfg, data)
-    measured = measure_space(cfg, data, space, with_table=False)
     output = Path(cfg.output)
-    table = None
+    if cfg.merge:
+        tables = [LatencyTable.load(path) for path in cfg.merge]
+        table = tables[0]
+        for other in tables[1:]:
+            table = table.merge(other)
+        table.save(output)
+    else:
+        data = instantiate(cfg.data)
+        space = make_space(cfg, data)
+        table = _measure(measure_space(cfg, data, space, with_table=False), output)
+    print(f"{len(table.measurements)} operations in {output}")
+
+
+def _measure(measured: Measured, output: Path) -> LatencyTable:
+    """Complete the table in `output`, or make it."""
+    table = LatencyTable.load(output) if output.exists() else None
     sites = measured.sites
-    if output.exists():
-        table = LatencyTable.load(output)
-        name = measured.backend.describe()["device_name"]
-        table.check_target(measured.target, name)
+    if table is not None:
+        table.check_target(measured.target, measured.backend.describe()["device_name"])
         missing = set(table.missing(site.key for site in sites))
         sites = [site for site in sites if site.key in missing]
-    if not sites:
-        log.info("%s has every operation of the space already", output)
-        return
-    fresh = measure(
-        sites,
-        measured.backend,
-        measured.target,
-        rounds=cfg.latency.rounds,
-        warmup=cfg.latency.warmup,
-        burst_ms=cfg.latency.burst_ms,
-        progress_path=output.with_name(f"{output.name}.progress"),
-    )
-    if table is not None:
-        fresh.measurements = {**table.measurements, **fresh.measurements}
-    fresh.save(output)
-    log.info("%d operations in %s", len(fresh.measurements), output)
+        if not sites:
+            log.info("%s has every operation of the space already", output)
+            return table
+    journal = output.with_name(f"{output.name}.progress")
+    fresh = measure(sites, measured.backend, measured.target, measured.plan, journal)
+    table = fresh if table is None else table.merge(fresh)
+    table.save(output)
+    return table
 
 
 if __name__ == "__main__":

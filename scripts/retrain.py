@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from latency.measure import measure_networks
 from latency.model import AdditiveCost, macs_cost
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
@@ -135,13 +135,11 @@ def _measure(
     latency, macs = measured.latency(space), macs_cost(space.choices, measured.sites)
     timings: list[Any] = [None] * len(entries)
     if measured.is_here:
-        networks = [space.build_network(a, data.info.num_classes) for a in architectures]
-        timings = measure_networks(
-            networks, measured.backend, measured.target, in_chans=space.in_chans, **measured.plan
-        )
+        found = measured.networks(space, architectures, data.info.num_classes)
+        timings = [asdict(one.measurement) for one in found]
     for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
         entry["predicted_ms"] = latency and latency.of(architecture)
-        entry["measured_ms"] = timing and vars(timing)
+        entry["measured_ms"] = timing
         entry["macs"] = round(macs.of(architecture))
 
 

@@ -12,7 +12,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from latency.table import LatencyTable
+from latency.table import LatencyTable, Measurement
+from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.derive import reachable
 from supernet.engine import Diverged, make_accelerator
@@ -33,6 +34,8 @@ from supernet_scripts.common import (
     open_run,
     plain,
     set_num_threads,
+    validate_if_new,
+    warn_unvalidated,
 )
 from supernet_scripts.retrain import retrain_networks
 
@@ -77,21 +80,16 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     relaxation = instantiate(cfg.mixed_op)
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
     problem = Problem(space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed)
-    architecture = strategy.search(problem, run)
-    latency = measured.latency(space)
-    backend = measured.backend if measured.is_here else None
-    result = conclude(
-        problem,
-        run,
-        architecture,
-        latency,
-        backend,
-        measured.target,
-        measured.plan,
-        cfg.bn_batches,
-    )
+    answer = strategy.search(problem, run)
+
+    def whole(architecture: Architecture) -> Measurement:
+        classes = data.info.num_classes
+        return measured.networks(space, [architecture], classes)[0].measurement
+
+    measure = whole if measured.is_here else None
+    result = conclude(problem, run, answer, measured.latency(space), measure, cfg.bn_batches)
     if run.main:
-        log.info("derived: %s", " ".join(option for _, option in architecture))
+        log.info("derived: %s", " ".join(result["architecture"].values()))
         log.info(summary(result))
     if cfg.retrain:
         retrain_networks(cfg, cfg, run.folder, run.folder / "retrain")
@@ -113,10 +111,13 @@ def _measure(
     if not needs_table(cfg):
         return measure_space(cfg, data, space, with_table=False)
     measured = measure_space(cfg, data, space, with_table=run.main)
+    if run.main:
+        validate_if_new(cfg, measured, space, data.info.num_classes)
     table = [measured.table.to_dict() if measured.table else None]
     measured.table = LatencyTable.from_dict(broadcast_object_list(table)[0])
     if run.main:
         measured.table.save(path)
+        warn_unvalidated(measured, space)
     return measured
 
 

@@ -59,16 +59,23 @@ class Objective(ABC):
             unit: of the cost, for messages.
 
         Raises:
-            ValueError: the budget is below the reachable range.
+            ValueError: the budget is outside the reachable range.
         """
         low, high = reachable
         if self.share is not None:
             self.budget = self.share * high
-        if self.budget is not None and self.budget < low:
-            share = f" (budget_share {self.share} of {high:.6g})" if self.share else ""
+        if self.budget is None:
+            return
+        share = f" (budget_share {self.share} of {high:.6g})" if self.share else ""
+        reach = (
+            f"{self.cost} of this space on this target reaches from {low:.6g} to {high:.6g} {unit}"
+        )
+        if self.budget < low:
+            raise ValueError(f"a budget of {self.budget:.6g} {unit}{share} cannot be met: {reach}")
+        if self.budget > high:
             raise ValueError(
-                f"a budget of {self.budget:.6g} {unit}{share} cannot be met: {self.cost} of this "
-                f"space on this target reaches from {low:.6g} to {high:.6g} {unit}"
+                f"a budget of {self.budget:.6g} {unit}{share} rules nothing out: {reach}; give a "
+                "smaller one, choose a larger space, or search without one (objective=none)"
             )
 
     @abstractmethod

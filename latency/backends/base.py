@@ -1,29 +1,39 @@
-"""What a backend does: describe its device, and time a module on it."""
+"""What a backend does: describe its device, and sample the time of operations on it."""
 
 from __future__ import annotations
 
 import copy
+import logging
+import os
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from latency.energy import energy_counter
+from latency.runner import Journal, Plan, Timer, run_rounds
+from latency.samples import EMPTY, Operation, Samples, Unmeasurable, header
 from latency.table import Target
 
-Timer = Callable[[int], float]  # number of calls in one burst -> mean ms of a call
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REFERENCE = Operation(nn.Conv2d(32, 32, 3, padding=1), ((1, 32, 32, 32),), "the reference")
+NOTHING = Operation(nn.Identity(), ((1, 1),), EMPTY)
 
 
 class Backend(ABC):
-    """One runtime on this machine. Subclasses name what they accept of a `Target`."""
+    """One runtime on one device. Subclasses name what they accept of a `Target`."""
 
-    runtime: ClassVar[str]
-    dtypes: ClassVar[tuple[str, ...]]
-    devices: ClassVar[str]  # the valid ones, in words
+    runtime: str
+    dtypes: tuple[str, ...]
+    device: str  # of a target that names none
+    devices: str  # the valid ones, in words
 
     @abstractmethod
     def accepts_device(self, device: str) -> bool:
@@ -34,18 +44,26 @@ class Backend(ABC):
         """What timings depend on besides the target: `device_name`, and versions by name."""
 
     @abstractmethod
-    def prepare(
-        self, module: nn.Module, input_shapes: tuple[tuple[int, ...], ...], target: Target
-    ) -> Timer:
-        """Get a copy of `module` ready to be timed in evaluation mode; the original is untouched.
+    def sample(
+        self,
+        operations: Mapping[str, Operation],
+        target: Target,
+        plan: Plan,
+        journal: Path | None = None,
+        show: bool = True,
+    ) -> Samples:
+        """Time the operations and an empty call, in rounds, beside the reference.
 
         Args:
-            module: called with one tensor an input shape.
-            input_shapes: batch included.
+            operations: by name; modules are measured in evaluation mode and left as they are.
             target: accepted by `check`.
+            journal: keeps the finished rounds, so that a call after a kill goes on from them;
+                deleted at the end.
+            show: progress where the output is a terminal.
 
-        Returns:
-            A function that makes so many calls in a row and returns the mean ms of one.
+        Raises:
+            Unmeasurable: an operation does not get to the device, or does not run there.
+            Elsewhere: the measuring is up to the user now; the message says what to do.
         """
 
     def check(self, target: Target) -> None:
@@ -71,18 +89,93 @@ class Backend(ABC):
             )
 
 
-def torch_module(
-    module: nn.Module,
-    input_shapes: tuple[tuple[int, ...], ...],
-    dtype: str,
-    device: torch.device | str,
-) -> tuple[nn.Module, list[Tensor]]:
-    """A copy in evaluation mode and random inputs, both of the dtype and on the device."""
+class LocalBackend(Backend):
+    """A runtime in this process."""
+
+    bursts: ClassVar[bool] = True  # False: a timer makes one call, however many it is asked for
+
+    @abstractmethod
+    def prepare(self, operation: Operation, target: Target) -> Timer:
+        """Get a copy of the module ready to be timed; the original is untouched.
+
+        Args:
+            target: accepted by `check`.
+
+        Returns:
+            A function that makes so many calls in a row and returns the mean ms of one.
+        """
+
+    def sample(
+        self,
+        operations: Mapping[str, Operation],
+        target: Target,
+        plan: Plan,
+        journal: Path | None = None,
+        show: bool = True,
+    ) -> Samples:
+        every = {EMPTY: NOTHING, **operations}
+        device = self.describe()
+        kept = Journal(
+            None if journal is None else os.fspath(journal), header(list(every), target, device)
+        )
+        done = len(kept.load(len(every)))
+        if kept.note:
+            log.warning("measuring starts anew, its progress cannot be used: %s", kept.note)
+        log.info(
+            "measuring %d operations on %s%s",
+            len(operations),
+            target.device,
+            f", {done} rounds done before" if done else "",
+        )
+        disable = None if show else True  # None: silent where the output is no terminal
+        with tqdm(
+            desc="preparing", total=len(every), unit="op", leave=False, disable=disable
+        ) as bar:
+            timers = []
+            for name, operation in every.items():
+                timers.append(_named(self, name, operation, target))
+                bar.update()
+        reference = _named(self, "conv 3x3", REFERENCE, target)
+        with tqdm(desc="measuring", unit="burst", leave=False, disable=disable) as bar:
+
+            def tick(index: int, done: int, total: int) -> None:
+                bar.set_description(f"measuring, round {index + 1} of at most {plan.rounds}")
+                bar.total = total
+                bar.update(done - bar.n)
+
+            rows, ended = run_rounds(
+                timers, reference, plan, kept, energy_counter(target.device), tick
+            )
+        kept.delete()
+        return Samples(list(every), rows, ended, device, vars(plan))
+
+
+def _named(backend: LocalBackend, name: str, operation: Operation, target: Target) -> Timer:
+    """A timer whose failures name the operation."""
+    try:
+        timer = backend.prepare(operation, target)
+    except Exception as error:  # runtimes raise what they like
+        raise Unmeasurable(operation.where, name, error) from error
+
+    def named(num_calls: int) -> float:
+        try:
+            return timer(num_calls)
+        except Exception as error:
+            raise Unmeasurable(operation.where, name, error) from error
+
+    return named
+
+
+def torch_operation(
+    operation: Operation, dtype: str, device: torch.device | str
+) -> tuple[Callable[..., object], list[Tensor]]:
+    """A copy of the module in evaluation mode and random inputs, of the dtype, on the device."""
     generator = torch.Generator().manual_seed(0)
     inputs = [
-        torch.randn(shape, generator=generator).to(device, DTYPES[dtype]) for shape in input_shapes
+        torch.randn(shape, generator=generator).to(device, DTYPES[dtype])
+        for shape in operation.input_shapes
     ]
-    return copy.deepcopy(module).to(device, DTYPES[dtype]).eval(), inputs
+    return copy.deepcopy(operation.module).to(device, DTYPES[dtype]).eval(), inputs
 
 
 def torch_versions() -> dict[str, str]:
@@ -91,3 +184,12 @@ def torch_versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
+
+
+def cpu_name() -> str:
+    """Model, cores and instruction set of this machine's CPU."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"

@@ -2,75 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-import io
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.colors
 import numpy as np
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from supernet.report.style import PAGE, WIDTH, new_figure, styled, svg
+
 Record = Mapping[str, Any]
 
-# Colours that stand for the page's CSS variables, so that one SVG serves light and dark.
-_PAGE = {
-    "ink": "#01aa01", "muted": "#02aa02", "grid": "#03aa03", "card": "#04aa04",
-    "c1": "#11aa01", "c2": "#11aa02", "c3": "#11aa03", "c4": "#11aa04", "c5": "#11aa05",
-    "c6": "#11aa06", "c7": "#11aa07",
-}  # fmt: skip
-_HEAT = matplotlib.colors.to_rgb("#2f7fd1")  # its opacity is the probability
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9.5,
-    "font.family": "sans-serif",
-    "text.color": _PAGE["ink"],
-    "axes.edgecolor": _PAGE["muted"],
-    "axes.labelcolor": _PAGE["muted"],
-    "axes.titlecolor": _PAGE["ink"],
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _PAGE["grid"],
-    "grid.linewidth": 0.8,
-    "xtick.color": _PAGE["muted"],
-    "ytick.color": _PAGE["muted"],
-    "axes.prop_cycle": cycler(color=[_PAGE[f"c{i}"] for i in range(1, 8)]),
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-_WIDTH = 9.2  # inches; the page scales it
-P = ParamSpec("P")
+HEAT = matplotlib.colors.to_rgb("#2f7fd1")  # its opacity is the probability
 
 
-def _styled(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw with the report's style, whatever matplotlib's own settings are."""
-
-    @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-@_styled
+@styled
 def probabilities(
     records: Sequence[Record], options: Mapping[str, Sequence[str]], chosen: Mapping[str, str]
 ) -> str:
@@ -85,76 +35,76 @@ def probabilities(
     columns = min(3, len(names))
     letters = max(len(option) for name in names for option in options[name])
     indent, title, line = 0.2 + 0.076 * letters, 0.3, 0.19  # inches
-    width = _WIDTH / columns - indent - 0.05
+    width = WIDTH / columns - indent - 0.05
     rows = [names[i : i + columns] for i in range(0, len(names), columns)]
     heights = [line * max(len(options[name]) for name in row) + title + 0.34 for row in rows]
     # dozens of axes take seconds to draw: this is one, in inches from the upper left corner
     height = sum(heights) + 0.25
-    figure = Figure(figsize=(_WIDTH, height))
+    figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for i, name in enumerate(names):
-        left = _WIDTH / columns * (i % columns) + indent
+        left = WIDTH / columns * (i % columns) + indent
         top = sum(heights[: i // columns]) + 0.25 + title
         bottom = top + line * len(options[name])
         alpha = np.clip(np.array([r["probabilities"][name] for r in records], float).T, 0, 1)
         _heat(axes, alpha, (left, left + width, bottom, top))
         axes.text(left, top - 0.07, name, fontsize=9.5)
         for j, option in enumerate(options[name]):
-            bold: Any = {"c": _PAGE["muted"]}
+            bold: Any = {"c": PAGE["muted"]}
             if option == chosen.get(name):
                 bold = {"fontweight": "bold"}
             y = top + line * (j + 0.5)
             axes.text(left - 0.07, y, option, ha="right", va="center", fontsize=8.5, **bold)
-        ends: Any = dict(y=bottom + 0.05, va="top", fontsize=8.5, color=_PAGE["muted"])
+        ends: Any = dict(y=bottom + 0.05, va="top", fontsize=8.5, color=PAGE["muted"])
         axes.text(left, s=f"epoch {records[0]['epoch']}", **ends)
         axes.text(left + width, s=f"{records[-1]['epoch']}", ha="right", **ends)
-    _scale(axes, _WIDTH - 0.35, 0.08)
-    axes.set(xlim=(0, _WIDTH), ylim=(height, 0))
-    return _svg(figure, "probabilities")
+    _scale(axes, WIDTH - 0.35, 0.08)
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    return svg(figure, "probabilities")
 
 
-@_styled
+@styled
 def decided(records: Sequence[Record]) -> str:
     """Entropy and share of skips, both in [0, 1], over the epochs."""
-    figure = _figure(2.3)
+    figure = new_figure(2.3)
     axes = figure.add_subplot()
     _line(axes, records, "entropy", "entropy (1: undecided, 0: decided)")
     _line(axes, records, "skip_share", "share of choices that skip", linestyle="--")
     axes.set_ylim(-0.03, 1.03)
     axes.legend(loc="best")
     _epochs(axes)
-    return _svg(figure, "decided")
+    return svg(figure, "decided")
 
 
-@_styled
+@styled
 def ranking(
     records: Sequence[Record], chosen: Record, budget: float | None, cost: str, unit: str
 ) -> str:
     """Accuracy against cost of the candidates that were ranked; the chosen one stands out."""
-    figure = _figure(3.6)
+    figure = new_figure(3.6)
     axes = figure.add_subplot()
     axes.scatter(
         [r["cost"] for r in records], [r["accuracy"] for r in records],
-        s=26, color=_PAGE["c1"], alpha=0.55, linewidths=0, label=f"{len(records)} candidates",
+        s=26, color=PAGE["c1"], alpha=0.55, linewidths=0, label=f"{len(records)} candidates",
     )  # fmt: skip
     axes.scatter(
-        [chosen["cost"]], [chosen["accuracy"]], s=130, marker="*", color=_PAGE["c2"],
+        [chosen["cost"]], [chosen["accuracy"]], s=130, marker="*", color=PAGE["c2"],
         zorder=4, label="best ranked",
     )  # fmt: skip
     if budget is not None:
-        axes.axvline(budget, color=_PAGE["ink"], linestyle="--", linewidth=1.2, label="budget")
+        axes.axvline(budget, color=PAGE["ink"], linestyle="--", linewidth=1.2, label="budget")
     axes.set(xlabel=f"{cost} ({unit})", ylabel="accuracy (%)")
     axes.xaxis.set_major_formatter(_number(chosen["cost"]))
     axes.legend(loc="best")
-    return _svg(figure, "ranking")
+    return svg(figure, "ranking")
 
 
-@_styled
+@styled
 def cost(records: Sequence[Record], budget: float | None, name: str, unit: str) -> str:
     """Expected and argmax cost against the budget, and below it the multiplier, if there is one."""
     learned = any(record.get("multiplier") is not None for record in records)
-    figure = _figure(4.6 if learned else 3.2)
+    figure = new_figure(4.6 if learned else 3.2)
     panels = figure.subplots(
         2 if learned else 1, 1, sharex=True, squeeze=False,
         height_ratios=[2.4, 1] if learned else None,
@@ -163,38 +113,38 @@ def cost(records: Sequence[Record], budget: float | None, name: str, unit: str) 
     _line(top, records, "expected_cost", f"expected {name}")
     _line(top, records, "argmax_cost", "most probable network", linestyle="--")
     if budget is not None:
-        top.axhline(budget, color=_PAGE["ink"], linewidth=1.2, linestyle=":", label="budget")
+        top.axhline(budget, color=PAGE["ink"], linewidth=1.2, linestyle=":", label="budget")
     top.set_ylabel(f"{name} ({unit})")
     top.yaxis.set_major_formatter(_number(max(_values(records, "expected_cost"), default=0.0)))
     top.legend(loc="best")
     if learned:
-        _line(panels[1], records, "multiplier", "multiplier", color=_PAGE["c4"])
+        _line(panels[1], records, "multiplier", "multiplier", color=PAGE["c4"])
         panels[1].set_ylabel("multiplier")
     _epochs(panels[-1])
-    return _svg(figure, "cost")
+    return svg(figure, "cost")
 
 
-@_styled
+@styled
 def accuracy(records: Sequence[Record]) -> str:
     """Accuracy on the weight half and the architecture half during the search."""
-    figure = _figure(3.0)
+    figure = new_figure(3.0)
     axes = figure.add_subplot()
     _line(axes, records, "train_accuracy", "weight half (training)")
     _line(axes, records, "arch_accuracy", "architecture half", linestyle="--")
     warm = [record["epoch"] for record in records if record["phase"] == "warmup"]
     if warm and len(warm) < len(records):
-        axes.axvspan(min(warm) - 0.5, max(warm) + 0.5, color=_PAGE["grid"], alpha=0.5, zorder=0)
+        axes.axvspan(min(warm) - 0.5, max(warm) + 0.5, color=PAGE["grid"], alpha=0.5, zorder=0)
         axes.text(
             min(warm) - 0.4, 0.98, "warm-up", transform=axes.get_xaxis_transform(),
-            va="top", fontsize=8.5, color=_PAGE["muted"],
+            va="top", fontsize=8.5, color=PAGE["muted"],
         )  # fmt: skip
     axes.set_ylabel("accuracy (%)")
     axes.legend(loc="lower right")
     _epochs(axes)
-    return _svg(figure, "accuracy")
+    return svg(figure, "accuracy")
 
 
-@_styled
+@styled
 def retraining(curves: Mapping[str, Sequence[Record]], best: Mapping[str, int]) -> str:
     """Validation accuracy of every retrained network; its best epoch is marked.
 
@@ -202,11 +152,11 @@ def retraining(curves: Mapping[str, Sequence[Record]], best: Mapping[str, int]) 
         curves: epoch lines by network; the one named "derived" stands out.
         best: best epoch by network.
     """
-    figure = _figure(3.2)
+    figure = new_figure(3.2)
     axes = figure.add_subplot()
     for i, (name, records) in enumerate(curves.items()):
         main = name == "derived"
-        colour = _PAGE[f"c{i % 7 + 1}"]
+        colour = PAGE[f"c{i % 7 + 1}"]
         _line(
             axes, records, "val_accuracy", name, color=colour, zorder=3 if main else 2,
             linewidth=2.6 if main else 1.4, linestyle="-" if main else "--",
@@ -219,29 +169,29 @@ def retraining(curves: Mapping[str, Sequence[Record]], best: Mapping[str, int]) 
     axes.set_ylabel("validation accuracy (%)")
     axes.legend(loc="lower right", ncols=1 + len(curves) // 6)
     _epochs(axes)
-    return _svg(figure, "retraining")
+    return svg(figure, "retraining")
 
 
-@_styled
+@styled
 def latency(networks: Sequence[Record]) -> str:
     """Measured against predicted latency, with the line on which they agree.
 
     Args:
         networks: with `name`, `predicted_ms` and `measured_ms`.
     """
-    figure = _figure(4.4)
+    figure = new_figure(4.4)
     axes = figure.add_subplot()
     ends = [n["predicted_ms"] for n in networks]
     for timing in (n["measured_ms"] for n in networks):
         ends += [timing["median_ms"] + half * timing["iqr_ms"] for half in (-0.5, 0.5)]
     line = np.array([0.87 * min(ends), 1.13 * max(ends)])  # the band of 10% fits in
-    axes.fill_between(line, 0.9 * line, 1.1 * line, color=_PAGE["grid"], alpha=0.6, linewidth=0,
+    axes.fill_between(line, 0.9 * line, 1.1 * line, color=PAGE["grid"], alpha=0.6, linewidth=0,
                       label="within 10%")  # fmt: skip
-    axes.plot(line, line, color=_PAGE["muted"], linewidth=1.2, label="measured = predicted")
+    axes.plot(line, line, color=PAGE["muted"], linewidth=1.2, label="measured = predicted")
     groups = {"derived": [n for n in networks if n["name"] == "derived"],
               "random": [n for n in networks if n["name"] != "derived"]}  # fmt: skip
     for (name, group), (marker, colour) in zip(
-        groups.items(), (("D", _PAGE["c2"]), ("o", _PAGE["c1"])), strict=True
+        groups.items(), (("D", PAGE["c2"]), ("o", PAGE["c1"])), strict=True
     ):
         if group:
             axes.errorbar(
@@ -253,46 +203,42 @@ def latency(networks: Sequence[Record]) -> str:
     axes.set(xlim=line, ylim=line, xlabel="predicted latency (ms)", ylabel="measured latency (ms)")
     axes.set_box_aspect(1)
     axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1.0))
-    return _svg(figure, "latency")
+    return svg(figure, "latency")
 
 
-@_styled
+@styled
 def speed(records: Sequence[Record]) -> str:
     """Steps a second, and the share of time spent waiting for data."""
-    figure = _figure(2.7)
+    figure = new_figure(2.7)
     left, right = figure.subplots(1, 2)
     _line(left, records, "steps_per_second", "steps")
     left.set(ylabel="steps per second")
     left.set_ylim(0, 1.15 * max(_values(records, "steps_per_second")))
-    _line(right, records, "wait_share", "waiting", color=_PAGE["c4"])
+    _line(right, records, "wait_share", "waiting", color=PAGE["c4"])
     right.set(ylabel="time waiting for data")
     right.set_ylim(-0.005, max([0.1, *(1.15 * v for v in _values(records, "wait_share"))]))
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _epochs(left)
     _epochs(right)
-    return _svg(figure, "time")
+    return svg(figure, "time")
 
 
 def _heat(axes: Axes, alpha: np.ndarray, extent: tuple[float, float, float, float]) -> None:
     """A framed image of one hue; extent is left, right, bottom, top."""
     image = np.empty((*alpha.shape, 4))
-    image[..., :3], image[..., 3] = _HEAT, alpha
+    image[..., :3], image[..., 3] = HEAT, alpha
     axes.imshow(image, aspect="auto", interpolation="none", extent=extent)
     left, right, bottom, top = extent
-    frame = Rectangle((left, top), right - left, bottom - top, fill=False, ec=_PAGE["grid"])
+    frame = Rectangle((left, top), right - left, bottom - top, fill=False, ec=PAGE["grid"])
     axes.add_patch(frame)
 
 
 def _scale(axes: Axes, right: float, top: float) -> None:
     """What the shades of the heat maps mean."""
-    style: Any = dict(va="center", fontsize=8.5, color=_PAGE["muted"])
+    style: Any = dict(va="center", fontsize=8.5, color=PAGE["muted"])
     _heat(axes, np.linspace(0, 1, 32)[None], (right - 1.2, right, top + 0.14, top))
     axes.text(right - 1.28, top + 0.07, "probability 0", ha="right", **style)
     axes.text(right + 0.08, top + 0.07, "1", **style)
-
-
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
 def _values(records: Sequence[Record], key: str) -> list[float]:
@@ -317,25 +263,45 @@ def _number(size: float) -> EngFormatter | str:
     return EngFormatter(sep="\u202f") if size >= 10_000 else "{x:g}"
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element with ids of its own and the page's colours."""
-    buffer = io.StringIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # the browser draws the text, with fonts that have the letters
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="svg", metadata=metadata)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", text)
-    for variable, colour in _PAGE.items():
-        text = text.replace(colour, f"var(--{variable})")
-    # fonts are the page's; sizes and weights stay
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    return re.sub(r"font: (?:(bold|700) )?([\d.]+px) [^;\"]*", _font, text)
 
 
-def _font(match: re.Match[str]) -> str:
-    weight, size = match.groups()
-    return f"font-size: {size}" + ("; font-weight: 600" if weight else "")
+@styled
+def predictions(points: Sequence[Sequence[float]]) -> str:
+    """Measured against predicted latency of held-out networks, with the band of 5%.
+
+    Args:
+        points: predicted and measured ms of each.
+    """
+    predicted, measured = np.array(points).T
+    figure = new_figure(4.4)
+    axes = figure.add_subplot()
+    ends = np.concatenate([predicted, measured])
+    line = np.array([0.95 * ends.min(), 1.05 * ends.max()])
+    axes.fill_between(line, 0.95 * line, 1.05 * line, color=PAGE["grid"], alpha=0.6, linewidth=0,
+                      label="within 5%")  # fmt: skip
+    axes.plot(line, line, color=PAGE["muted"], linewidth=1.2, label="measured = predicted")
+    axes.plot(predicted, measured, "o", color=PAGE["c1"], markersize=5, label="held-out network")
+    axes.set(xlim=line, ylim=line, xlabel="predicted latency (ms)", ylabel="measured latency (ms)")
+    axes.set_box_aspect(1)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1.0))
+    return svg(figure, "predictions")
+
+
+@styled
+def pareto(points: Sequence[Record], x: str, unit: str) -> str:
+    """Accuracy against cost of the networks of one search, a dashed line at each budget.
+
+    Args:
+        points: with `cost`, `accuracy` (percent) and `budget`.
+        x: name of the cost.
+        unit: of cost and budget.
+    """
+    figure = new_figure(3.6)
+    axes = figure.add_subplot()
+    for point in points:
+        axes.axvline(point["budget"], color=PAGE["muted"], linewidth=1, linestyle=(0, (4, 3)))
+    line = sorted((p["cost"], p["accuracy"]) for p in points)
+    axes.plot(*zip(*line, strict=True), marker="o", color=PAGE["c1"], markersize=6)
+    axes.set(xlabel=f"{x} ({unit}); dashed: the budgets", ylabel="accuracy (%)")
+    axes.xaxis.set_major_formatter(_number(line[-1][0]))
+    return svg(figure, "pareto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from latency.model import AdditiveCost
+from supernet.answer import Answer
 from supernet.checkpoint import load_checkpoint, save_checkpoint
-from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.mixed_ops.base import Relaxation
 from supernet.network import Network
@@ -40,11 +41,15 @@ class Strategy(ABC):
     """How supernet and logits are trained."""
 
     @abstractmethod
-    def search(self, problem: Problem, run: Run) -> Architecture:
-        """Search to the end (resuming where `run` has a checkpoint) and return the answer.
+    def search(self, problem: Problem, run: Run) -> Answer:
+        """Search to the end, resuming where `run` has a checkpoint.
 
         Afterwards `problem.supernet` holds the trained shared weights.
         """
+
+    @abstractmethod
+    def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
+        """The answer of a search whose checkpoint holds `state`."""
 
 
 @dataclass

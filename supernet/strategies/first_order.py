@@ -10,8 +10,7 @@ import torch
 from timm.scheduler import create_scheduler_v2
 from torch.nn.functional import cross_entropy
 
-from supernet.choice import Architecture
-from supernet.derive import derive
+from supernet.answer import Answer, BestRanked, MostProbable
 from supernet.engine import Diverged, average_gradients, frozen
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
@@ -66,7 +65,7 @@ class FirstOrder(Strategy):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.ranking = ranking
 
-    def search(self, problem: Problem, run: Run) -> Architecture:
+    def search(self, problem: Problem, run: Run) -> Answer:
         state = SearchState(
             problem,
             self.batch_size,
@@ -79,9 +78,15 @@ class FirstOrder(Strategy):
             state.load_state_dict(saved)
         self.train(state, run)
         if not problem.relaxation.has_logits:
-            return self.ranking.best(state, run)
-        scores = problem.relaxation.scores(state.parameters())
-        return derive(problem.space, scores, problem.cost, problem.objective.budget)
+            self.ranking.rank(state, run)
+        return self.answer(problem, state.state_dict())
+
+    def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
+        space = problem.space
+        if not problem.relaxation.has_logits:
+            return BestRanked(space, state["ranked"])
+        logits = {name: state["logits"][f"logits.{name}"].detach() for name in space.by_name}
+        return MostProbable(space, problem.relaxation.scores(logits), problem.cost)
 
     def train(self, state: SearchState, run: Run) -> None:
         """Run from the present step to the last; a log line and a checkpoint an epoch."""

@@ -36,8 +36,8 @@ class Ranking:
             batch_size,
         )
 
-    def best(self, state: SearchState, run: Run) -> Architecture:
-        """Sample, rank, return the first; processes share the work, and a resume keeps it."""
+    def rank(self, state: SearchState, run: Run) -> None:
+        """Sample, and rank into `state.ranked`; processes share the work, a resume keeps it."""
         problem = state.problem
         candidates = self._sample(problem)
         judge = SharedWeights(problem, self.batch_size, self.bn_batches)
@@ -59,14 +59,12 @@ class Ranking:
                 if len(state.ranked) % 20 == 0:
                     run.save(state.state_dict())
         run.save(state.state_dict())
-        best = min(state.ranked, key=lambda r: (r["rank_value"], r["loss"], r["candidate"]))
         if run.main:
             log.info(
-                "ranked %d architectures; the best has %.1f%% on the architecture half",
+                "ranked %d architectures; the most accurate has %.1f%% on the architecture half",
                 len(state.ranked),
-                best["accuracy"],
+                max(record["accuracy"] for record in state.ranked),
             )
-        return problem.space.architecture(best["architecture"])
 
     def _sample(self, problem: Problem) -> list[Architecture]:
         """Distinct architectures within the budget; fewer where the range holds fewer."""

@@ -1,0 +1,103 @@
+"""From sums of operations to whole networks: fit a few coefficients, report on other networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+from scipy.stats import kendalltau, spearmanr
+
+from latency.model import AdditiveCost
+from latency.table import Calibration
+from supernet.choice import Architecture
+from supernet.space import SearchSpace
+
+MIN_NETWORKS = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """Predicted against measured latency of networks that took no part in a fit.
+
+    Attributes:
+        num_networks: how many.
+        mape, worst: mean and largest absolute error, in percent of the measured latency.
+        within_5, within_10: share of the networks with at most so many percent of error.
+        rmse_ms: root mean square error.
+        kendall_tau, spearman: rank correlations.
+        noise: mean difference of two halves of the same measurements, in percent: what no
+            prediction can be better than.
+    """
+
+    num_networks: int
+    mape: float
+    worst: float
+    within_5: float
+    within_10: float
+    rmse_ms: float
+    kendall_tau: float
+    spearman: float
+    noise: float
+
+
+
+def report(predicted: np.ndarray, measured: np.ndarray, halves: np.ndarray) -> Report:
+    """Compare, both in ms, shape (num_networks,).
+
+    Args:
+        halves: medians of two halves of the measurements, shape (num_networks, 2).
+    """
+    error = 100 * np.abs(predicted / measured - 1)
+    varied = len(measured) > 1 and np.ptp(predicted) > 0 and np.ptp(measured) > 0
+    return Report(
+        num_networks=len(measured),
+        mape=float(error.mean()),
+        worst=float(error.max()),
+        within_5=float((error <= 5).mean()),
+        within_10=float((error <= 10).mean()),
+        rmse_ms=float(np.sqrt(np.mean((predicted - measured) ** 2))),
+        kendall_tau=float(kendalltau(predicted, measured).statistic) if varied else 0.0,
+        spearman=float(spearmanr(predicted, measured).statistic) if varied else 0.0,
+        noise=float(100 * np.abs(halves[:, 0] / halves[:, 1] - 1).mean()),
+    )
+
+
+def fit(
+    space: SearchSpace,
+    architectures: Sequence[Architecture],
+    measured_ms: Sequence[float],
+    plain: AdditiveCost,
+    params: AdditiveCost,
+    overhead_ms: float,
+) -> Calibration:
+    """Non-negative least squares of the relative error.
+
+    Args:
+        architectures: measured whole.
+        plain: the uncalibrated sum, which holds the overhead of one call.
+        params: number of parameters.
+        overhead_ms: of the table.
+
+    Raises:
+        ValueError: too few networks.
+    """
+    if len(architectures) < MIN_NETWORKS:
+        raise ValueError(
+            f"a calibration needs {MIN_NETWORKS} networks or more; got {len(architectures)}"
+        )
+    measured = np.array(measured_ms)
+    columns = np.array(
+        [[1.0, plain.of(a) - overhead_ms, params.of(a) / 1e6] for a in architectures]
+    )
+    # Columns of length one: their units differ by orders of magnitude.
+    weighted = columns / measured[:, None]
+    lengths = np.linalg.norm(weighted, axis=0)
+    lengths[lengths == 0] = 1.0  # a space without parameters
+    found, _ = nnls(weighted / lengths, np.ones(len(measured)))
+    call_ms, scale, weight_ms = (found / lengths).tolist()
+    return Calibration(
+        space.id, space.settings, call_ms, scale, weight_ms, len(architectures), report={}
+    )
+

@@ -1,0 +1,64 @@
+"""What a search found: the best architecture under any budget."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from latency.model import AdditiveCost
+from supernet.choice import Architecture
+from supernet.derive import Infeasible, derive
+from supernet.space import SearchSpace
+
+
+class Answer(ABC):
+    """One search answers for every budget."""
+
+    @abstractmethod
+    def best(self, budget: float | None) -> Architecture:
+        """The best valid architecture whose predicted cost is at most `budget` (None: any).
+
+        Raises:
+            Infeasible: there is none.
+        """
+
+
+class MostProbable(Answer):
+    """Of a search with logits: the largest total score.
+
+    Args:
+        scores: by choice, as `Relaxation.scores` gives them.
+        cost: that the budget is of.
+    """
+
+    def __init__(
+        self, space: SearchSpace, scores: Mapping[str, Tensor], cost: AdditiveCost
+    ) -> None:
+        self.space, self.scores, self.cost = space, scores, cost
+
+    def best(self, budget: float | None) -> Architecture:
+        return derive(self.space, self.scores, self.cost, budget)
+
+
+class BestRanked(Answer):
+    """Of a search without logits: the first of the architectures that it ranked.
+
+    Args:
+        ranked: records with `architecture`, `cost`, `rank_value`, `loss` and `candidate`.
+    """
+
+    def __init__(self, space: SearchSpace, ranked: Sequence[Mapping[str, Any]]) -> None:
+        self.space, self.ranked = space, ranked
+
+    def best(self, budget: float | None) -> Architecture:
+        within = [r for r in self.ranked if budget is None or r["cost"] <= budget]
+        if not within:
+            raise Infeasible(
+                f"none of the {len(self.ranked)} ranked architectures costs at most {budget}; the "
+                f"cheapest costs {min(r['cost'] for r in self.ranked):.6g}"
+            )
+        best = min(within, key=lambda r: (r["rank_value"], r["loss"], r["candidate"]))
+        return self.space.architecture(best["architecture"])

@@ -1,0 +1,111 @@
+"""Pages of one figure and one table: a validated latency table, one search under many budgets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latency.table import Calibration, LatencyTable, Target
+from supernet.files import write_text
+from supernet.report import figures
+from supernet.report.page import number, percent, render
+
+_COLUMNS = {
+    "mape": "mean error (%)",
+    "worst": "worst (%)",
+    "within_5": "within 5%",
+    "within_10": "within 10%",
+    "rmse_ms": "RMSE (ms)",
+    "kendall_tau": "Kendall's tau",
+    "spearman": "Spearman's rho",
+}
+
+
+def write_validation(
+    table: LatencyTable, calibration: Calibration, path: str | os.PathLike[str]
+) -> Path:
+    """Predicted against measured latency of networks that took no part in the calibration.
+
+    Args:
+        calibration: of the table, with a report.
+    """
+    found = calibration.report
+    rows = [
+        [name, *(number(values[key]) for key in _COLUMNS)]
+        for name, values in (("calibrated", found), ("plain sum", found["uncalibrated"]))
+    ]
+    page = render(
+        "figures.html.j2",
+        title="Predicted against measured latency",
+        subtitle=f"{table.provenance.get('device_name', '')} · {target_text(table.target)}",
+        figure=figures.predictions(found["points"]),
+        caption=predictions_caption(calibration),
+        columns=["", *_COLUMNS.values()],
+        rows=rows,
+        note=f"latency = {calibration.call_ms:.4g} ms + {calibration.scale:.4g} × sum of "
+        f"operations + {calibration.weight_ms:.4g} ms a million parameters.",
+    )
+    path = Path(path)
+    write_text(path, page)
+    return path
+
+
+def predictions_caption(calibration: Calibration) -> str:
+    found = calibration.report
+    return (
+        f"{found['num_networks']} random networks, predicted by a table that was calibrated on "
+        f"{calibration.num_networks} others: {percent(found['mape'])}% off on average, "
+        f"{percent(found['worst'])}% at worst. Two halves of the same measurements differ by "
+        f"{percent(found['noise'])}%."
+    )
+
+
+def target_text(target: Target) -> str:
+    threads = f"{target.threads} thread" + ("s" if target.threads != 1 else "")
+    return (
+        f"target {target.device}, {target.runtime}, {threads}, batch {target.batch}, "
+        f"{target.dtype}, {target.resolution} px"
+    )
+
+
+def write_pareto(
+    results: Sequence[Mapping[str, Any]], title: str, path: str | os.PathLike[str]
+) -> Path:
+    """One search under several budgets.
+
+    Args:
+        results: as `result.json` of each budget.
+    """
+    name, unit = (results[0]["cost"][key] for key in ("name", "unit"))
+    rows, points = [], []
+    for result in results:
+        measured = result["measured_ms"] and result["measured_ms"]["median_ms"]
+        cost = result["predicted"] if measured is None or unit != "ms" else measured
+        points.append({"cost": cost, "accuracy": result["accuracy"], "budget": result["budget"]})
+        rows.append(
+            [
+                number(result["budget"]),
+                number(result["predicted"]),
+                number(measured),
+                "yes" if result["binding"] else "no",
+                percent(result["accuracy"]),
+                " ".join(result["architecture"].values()),
+            ]
+        )
+    page = render(
+        "figures.html.j2",
+        title=title,
+        subtitle=f"{len(results)} budgets, one search",
+        figure=figures.pareto(points, name, unit),
+        caption="Accuracy on the architecture half with weights inherited from the supernet, batch "
+        "norms recalibrated: what ranks networks of one search, not what retraining gives.",
+        columns=[f"budget ({unit})", f"predicted ({unit})", "measured (ms)", "binding",
+                 "accuracy (%)", "architecture"],
+        rows=rows,
+        note="",
+    )  # fmt: skip
+    path = Path(path)
+    write_text(path, page)
+    return path
