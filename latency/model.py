@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class AdditiveCost:
             positions that share the choice.
         name: "latency", "macs" or "params".
         unit: of all the numbers.
+
+    Attributes:
+        uncalibrated: the same cost before a calibration, where there is one.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class AdditiveCost:
         self.fixed = fixed
         self.per_option = {choice.name: per_option[choice.name] for choice in self.choices}
         self.name, self.unit = name, unit
+        self.uncalibrated: AdditiveCost = self
         for choice in self.choices:
             vector = self.per_option[choice.name]
             assert vector.dtype == torch.float64 and vector.shape == (len(choice.options),), choice
@@ -73,15 +78,15 @@ class AdditiveCost:
 class LatencyModel(AdditiveCost):
     """Latency in ms: the sum of the table's medians, calibrated where the space was validated.
 
+    Where an option makes others idle (a `none` in a cell), a network is faster than the sum over
+    its options; `network_ms` predicts it from the operations it really runs.
+
     Args:
         choices: the space's choices.
         sites: of its supernet, as `trace` lists them.
         table: measured for the target that is asked for (`LatencyTable.check_target`).
         calibration: of the space; None leaves the plain sum.
         command: measures what the table lacks, for the error.
-
-    Attributes:
-        uncalibrated: the plain sum.
 
     Raises:
         ValueError: the table lacks operations; all are listed.
@@ -96,21 +101,26 @@ class LatencyModel(AdditiveCost):
         command: str = "supernet-measure",
     ) -> None:
         table.require((site.key for site in sites), command)
-        self.uncalibrated = self if calibration is None else LatencyModel(choices, sites, table)
-        call_ms, scale, weight_ms = table.overhead_ms, 1.0, 0.0
-        if calibration is not None:
-            call_ms, scale, weight_ms = (
-                calibration.call_ms,
-                calibration.scale,
-                calibration.weight_ms,
-            )
-
-        def ms(site: Site) -> float:
-            work = max(0.0, table.measurements[site.key].median_ms - table.overhead_ms)
-            return scale * work + weight_ms * site.params / 1e6
-
-        fixed, per_option = _totals(choices, sites, ms)
+        fixed, per_option = _totals(choices, sites, partial(_site_ms, table, calibration))
+        call_ms = table.overhead_ms if calibration is None else calibration.call_ms
         super().__init__(choices, fixed + call_ms, per_option, name="latency", unit="ms")
+        if calibration is not None:
+            self.uncalibrated = LatencyModel(choices, sites, table)
+
+
+def network_ms(
+    sites: Sequence[Site], table: LatencyTable, calibration: Calibration | None = None
+) -> float:
+    """Latency of one network from the operations it runs (`trace_architecture`)."""
+    call_ms = table.overhead_ms if calibration is None else calibration.call_ms
+    return math.fsum([call_ms, *(_site_ms(table, calibration, site) for site in sites)])
+
+
+def _site_ms(table: LatencyTable, calibration: Calibration | None, site: Site) -> float:
+    work = table.measurements[site.key].median_ms
+    if calibration is None:
+        return work
+    return calibration.scale * work + calibration.weight_ms * site.params / 1e6
 
 
 def macs_cost(choices: Sequence[Choice], sites: Sequence[Site]) -> AdditiveCost:

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from latency.backends.base import Backend
 from latency.measure import MeasuredNetwork, cached_table, keep, measure_networks
-from latency.model import AdditiveCost, LatencyModel, macs_cost, params_cost
+from latency.model import AdditiveCost, LatencyModel, macs_cost, network_ms, params_cost
 from latency.runner import Plan
-from latency.sites import Site, trace
-from latency.table import Calibration, LatencyTable, Target
+from latency.sites import Site, trace, trace_architecture
+from latency.table import Calibration, LatencyTable, Measurement, Target
 from latency.validate import calibrate, describe, draw
 from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.engine import Diverged
 from supernet.files import write_text
 from supernet.mixed_ops.base import MixedOp
+from supernet.outcome import OnTarget
 from supernet.space import SearchSpace
 
 log = logging.getLogger(__name__)
@@ -165,6 +167,13 @@ class Measured:
         calibration = self.table.calibration(space.id, space.settings)
         return LatencyModel(space.choices, self.sites, self.table, calibration)
 
+    def sites_of(
+        self, space: SearchSpace, architecture: Architecture, num_classes: int
+    ) -> list[Site]:
+        """What the network of one architecture runs on the target."""
+        shape = (self.target.batch, space.in_chans, self.target.resolution, self.target.resolution)
+        return trace_architecture(space, architecture, num_classes, shape)
+
     def networks(
         self, space: SearchSpace, architectures: Sequence[Architecture], num_classes: int
     ) -> list[MeasuredNetwork]:
@@ -176,6 +185,23 @@ class Measured:
             self.network_plan,
             in_chans=space.in_chans,
             reference_ms=None if self.table is None else self.table.reference_ms,
+        )
+
+    def on_target(self, space: SearchSpace, num_classes: int) -> OnTarget:
+        """What can be said of derived networks: predicted with a table, measured where it is."""
+        table = self.table
+
+        def predict(calibration: Calibration | None, architecture: Architecture) -> float:
+            assert table is not None
+            return network_ms(self.sites_of(space, architecture, num_classes), table, calibration)
+
+        def measure(architecture: Architecture) -> Measurement:
+            return self.networks(space, [architecture], num_classes)[0].measurement
+
+        return OnTarget(
+            partial(predict, table.calibration(space.id, space.settings)) if table else None,
+            partial(predict, None) if table else None,
+            measure if self.is_here else None,
         )
 
     def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
@@ -235,8 +261,10 @@ def validate(
     fitted, held_out = draw(
         space, measured.sites, cfg.latency.num_fit, cfg.latency.num_held_out, cfg.seed
     )
-    networks = measured.networks(space, [*fitted, *held_out], num_classes)
-    return calibrate(space, measured.sites, measured.table, fitted, held_out, networks)
+    drawn = [*fitted, *held_out]
+    networks = measured.networks(space, drawn, num_classes)
+    sites = [measured.sites_of(space, architecture, num_classes) for architecture in drawn]
+    return calibrate(space, measured.table, sites, networks, len(fitted))
 
 
 def validate_if_new(

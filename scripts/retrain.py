@@ -132,13 +132,14 @@ def _measure(
     data: Data,
 ) -> None:
     """Add predicted and measured latency and MACs; all networks are timed in turns."""
-    latency, macs = measured.latency(space), macs_cost(space.choices, measured.sites)
+    macs = macs_cost(space.choices, measured.sites)
+    predict = measured.on_target(space, data.info.num_classes).predict
     timings: list[Any] = [None] * len(entries)
     if measured.is_here:
         found = measured.networks(space, architectures, data.info.num_classes)
         timings = [asdict(one.measurement) for one in found]
     for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
-        entry["predicted_ms"] = latency and latency.of(architecture)
+        entry["predicted_ms"] = predict and predict(architecture)
         entry["measured_ms"] = timing
         entry["macs"] = round(macs.of(architecture))
 

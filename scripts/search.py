@@ -12,8 +12,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from latency.table import LatencyTable, Measurement
-from supernet.choice import Architecture
+from latency.table import LatencyTable
 from supernet.data import Data
 from supernet.derive import reachable
 from supernet.engine import Diverged, make_accelerator
@@ -81,13 +80,8 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
     problem = Problem(space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed)
     answer = strategy.search(problem, run)
-
-    def whole(architecture: Architecture) -> Measurement:
-        classes = data.info.num_classes
-        return measured.networks(space, [architecture], classes)[0].measurement
-
-    measure = whole if measured.is_here else None
-    result = conclude(problem, run, answer, measured.latency(space), measure, cfg.bn_batches)
+    target = measured.on_target(space, data.info.num_classes)
+    result = conclude(problem, run, answer, target, cfg.bn_batches)
     if run.main:
         log.info("derived: %s", " ".join(result["architecture"].values()))
         log.info(summary(result))

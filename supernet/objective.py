@@ -67,16 +67,7 @@ class Objective(ABC):
         if self.budget is None:
             return
         share = f" (budget_share {self.share} of {high:.6g})" if self.share else ""
-        reach = (
-            f"{self.cost} of this space on this target reaches from {low:.6g} to {high:.6g} {unit}"
-        )
-        if self.budget < low:
-            raise ValueError(f"a budget of {self.budget:.6g} {unit}{share} cannot be met: {reach}")
-        if self.budget > high:
-            raise ValueError(
-                f"a budget of {self.budget:.6g} {unit}{share} rules nothing out: {reach}; give a "
-                "smaller one, choose a larger space, or search without one (objective=none)"
-            )
+        check_reachable(self.cost, self.budget, reachable, unit, share)
 
     @abstractmethod
     def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
@@ -99,6 +90,30 @@ class Objective(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert not state, state
+
+
+def check_reachable(
+    cost: str, budget: float, reachable: tuple[float, float], unit: str, origin: str = ""
+) -> None:
+    """Refuse a budget that no architecture meets, or that every architecture meets.
+
+    Args:
+        cost: its name.
+        reachable: cost of the cheapest and of the dearest valid architecture.
+        origin: where the budget comes from, for the message.
+
+    Raises:
+        ValueError: with the range.
+    """
+    low, high = reachable
+    reach = f"{cost} of this space on this target reaches from {low:.6g} to {high:.6g} {unit}"
+    if budget < low:
+        raise ValueError(f"a budget of {budget:.6g} {unit}{origin} cannot be met: {reach}")
+    if budget > high:
+        raise ValueError(
+            f"a budget of {budget:.6g} {unit}{origin} rules nothing out: {reach}; give a smaller "
+            "one, choose a larger space, or search without one (objective=none)"
+        )
 
 
 class TaskOnly(Objective):

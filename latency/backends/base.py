@@ -34,6 +34,7 @@ class Backend(ABC):
     dtypes: tuple[str, ...]
     device: str  # of a target that names none
     devices: str  # the valid ones, in words
+    framed: bool = False  # whether operations are timed between other layers (`latency.framing`)
 
     @abstractmethod
     def accepts_device(self, device: str) -> bool:

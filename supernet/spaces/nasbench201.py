@@ -33,28 +33,83 @@ class Sum(nn.Module):
         return output
 
 
+Edge = tuple[int, int]  # source and target node
+
+
 class Cell(Searchable):
     """Node 0 is the input, node 3 the output; every edge carries one operation.
+
+    A derived cell leaves out what no path joins to input and output, and computes once what
+    several edges have in common: equal pools of one node, and its ReLU.
 
     Args:
         edges: by (source, target), fixed or searchable layers of equal width and resolution.
     """
 
-    def __init__(self, edges: dict[tuple[int, int], nn.Module]) -> None:
+    def __init__(self, edges: dict[Edge, nn.Module]) -> None:
         super().__init__()
         self.edges = nn.ModuleDict({edge_name(*edge): layer for edge, layer in edges.items()})
         self.nodes = nn.ModuleList(Sum() for _ in range(2, NUM_NODES))
+        self.live = _live({edge for edge, layer in edges.items() if not isinstance(layer, Zero)})
+        self.same = _same_nodes({edge: edges[edge] for edge in self.live})
 
     def forward(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        states = [x]
+        states: dict[int, Tensor] = {0: x}
+        common: dict[tuple[int, str], Tensor] = {}
         for target in range(1, NUM_NODES):
             terms = [
-                run_layer(self.edges[edge_name(source, target)], states[source], weights)
+                self._edge((source, target), states[source], weights, common)
                 for source in range(target)
+                if (source, target) in self.live
             ]
-            states.append(terms[0] if target == 1 else self.nodes[target - 2](*terms))
-        return states[-1]
+            if terms:
+                states[target] = terms[0] if len(terms) == 1 else self.nodes[target - 2](*terms)
+        return states[NUM_NODES - 1] if NUM_NODES - 1 in states else x.new_zeros(x.shape)
+
+    def _edge(
+        self,
+        edge: Edge,
+        x: Tensor,
+        weights: Weights | None,
+        common: dict[tuple[int, str], Tensor],
+    ) -> Tensor:
+        layer = self.edges[edge_name(*edge)]
+        if isinstance(layer, ReLUConvBN):
+            return layer.conv(_once(common, (self.same[edge[0]], "relu"), layer.relu, x))
+        if isinstance(layer, nn.AvgPool2d):
+            return _once(common, (self.same[edge[0]], "pool"), layer, x)
+        return run_layer(layer, x, weights)
+
+
+def _once(
+    common: dict[tuple[int, str], Tensor], key: tuple[int, str], layer: nn.Module, x: Tensor
+) -> Tensor:
+    if key not in common:
+        common[key] = layer(x)
+    return common[key]
+
+
+def _same_nodes(edges: dict[Edge, nn.Module]) -> dict[int, int]:
+    """For each node the first one that it equals, being reached from it by skips alone."""
+    same = {0: 0}
+    for target in range(1, NUM_NODES):
+        incoming = [(edge[0], layer) for edge, layer in edges.items() if edge[1] == target]
+        skipped = len(incoming) == 1 and isinstance(incoming[0][1], nn.Identity)
+        same[target] = same[incoming[0][0]] if skipped else target
+    return same
+
+
+def _live(edges: set[Edge]) -> frozenset[Edge]:
+    """The edges on a path from the input to the output."""
+    ahead, back = {0}, {NUM_NODES - 1}
+    for source, target in EDGES:  # sorted by target
+        if source in ahead and (source, target) in edges:
+            ahead.add(target)
+    for source, target in reversed(EDGES):
+        if target in back and (source, target) in edges:
+            back.add(source)
+    return frozenset((s, t) for s, t in edges if s in ahead and t in back)
 
 
 class NasBench201(SearchSpace):

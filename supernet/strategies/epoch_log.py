@@ -83,6 +83,7 @@ class EpochLog:
         skips = sum(option in problem.space.skip_options for _, option in argmax)
         return {
             "expected_cost": float(problem.cost.expected(probabilities)),
+            "uncalibrated_cost": float(problem.cost.uncalibrated.expected(probabilities)),
             "argmax_cost": problem.cost.of(argmax),
             "derived_cost": problem.cost.of(derived),
             "multiplier": problem.objective.multiplier,
@@ -115,6 +116,9 @@ class EpochLog:
             line += f" (architecture half {record['arch_accuracy']:.1f}%)"
         if "architecture" in record:
             line += f", expected {record['expected_cost']:.4g} {unit}"
+            if record["uncalibrated_cost"] != record["expected_cost"]:
+                line += f" (uncalibrated {record['uncalibrated_cost']:.4g})"
+            line += f", most probable {record['argmax_cost']:.4g}"
             if record["multiplier"] is not None:
                 line += f", multiplier {record['multiplier']:.3f}"
             line += f", best {record['derived_cost']:.4g} {unit}: {_short(record['architecture'])}"
