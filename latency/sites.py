@@ -32,6 +32,7 @@ class Site:
         output_shape: of its (first) output.
         macs: multiply-accumulates an image: convolutions and matrix products.
         params: number of parameters not already counted for the same option (or, fixed, at all).
+        constant: whether it reads nothing that depends on the image.
     """
 
     key: OpKey
@@ -42,6 +43,7 @@ class Site:
     output_shape: Shape
     macs: int
     params: int
+    constant: bool = False
 
 
 def trace(
@@ -63,21 +65,25 @@ def trace(
         ValueError: a site is called with anything but tensors as positional arguments.
     """
     modes = {module: module.training for module in supernet.modules()}
+    trained = {parameter: parameter.requires_grad for parameter in supernet.parameters()}
     weights = {choice.name: PathWeights(tuple(range(len(choice.options)))) for choice in choices}
     reference = next(supernet.parameters())
     x = torch.zeros(input_shape, device=reference.device, dtype=reference.dtype)
+    x.requires_grad_()  # alone: what needs a gradient depends on the image
     recorder = _Recorder(input_shape[0])
     try:
         for child in supernet.children():
             for module, choice, option in _units(child):
                 recorder.attach(module, choice, option)
-        supernet.eval()
-        with torch.no_grad(), recorder.counter:
+        supernet.eval().requires_grad_(False)
+        with torch.enable_grad(), recorder.counter:
             supernet(x, weights)
     finally:
         recorder.detach()
         for module, training in modes.items():
             module.training = training
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
     return recorder.sites
 
 
@@ -86,18 +92,23 @@ def trace_architecture(
     architecture: Architecture,
     num_classes: int,
     input_shape: tuple[int, int, int, int],
+    fold_constants: bool = False,
 ) -> list[Site]:
     """The operations that one derived network runs, cut up as `trace` cuts up the supernet.
 
     Where an option makes others idle (a `none` in a cell) these are fewer than the supernet's
     sites of the same options.
+
+    Args:
+        fold_constants: leave out what does not depend on the image, as runtimes do that compile.
     """
 
     def only(choice: Choice, candidates: Candidates) -> nn.Module:
         return candidates[architecture[choice.name]]()
 
     network = space.build(only, num_classes, search=False)
-    return trace(network, (), input_shape)
+    sites = trace(network, (), input_shape)
+    return [site for site in sites if not (site.constant and fold_constants)]
 
 
 def _units(module: nn.Module) -> Iterator[tuple[nn.Module, str | None, str | None]]:
@@ -181,6 +192,7 @@ class _Recorder:
             output_shape=tuple(first.shape),
             macs=flops // 2 // self.batch,
             params=sum(parameter.numel() for parameter in new),
+            constant=not any(arg.requires_grad for arg in args),
         )
 
 

@@ -172,7 +172,7 @@ class Measured:
     ) -> list[Site]:
         """What the network of one architecture runs on the target."""
         shape = (self.target.batch, space.in_chans, self.target.resolution, self.target.resolution)
-        return trace_architecture(space, architecture, num_classes, shape)
+        return trace_architecture(space, architecture, num_classes, shape, self.backend.framed)
 
     def networks(
         self, space: SearchSpace, architectures: Sequence[Architecture], num_classes: int
@@ -187,7 +187,9 @@ class Measured:
             reference_ms=None if self.table is None else self.table.reference_ms,
         )
 
-    def on_target(self, space: SearchSpace, num_classes: int) -> OnTarget:
+    def on_target(
+        self, space: SearchSpace, num_classes: int, may_measure: bool = True
+    ) -> OnTarget:
         """What can be said of derived networks: predicted with a table, measured where it is."""
         table = self.table
 
@@ -201,7 +203,7 @@ class Measured:
         return OnTarget(
             partial(predict, table.calibration(space.id, space.settings)) if table else None,
             partial(predict, None) if table else None,
-            measure if self.is_here else None,
+            measure if self.is_here and may_measure else None,
         )
 
     def cost(self, space: SearchSpace, name: str) -> AdditiveCost:

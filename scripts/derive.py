@@ -138,9 +138,7 @@ def _main(cfg: DictConfig) -> None:
         measured = measure_run(run_cfg, run, data, space)
         problem = make_problem(run_cfg, data, space, measured, state["supernet"])
         strategy: Strategy = instantiate(run_cfg.strategy, _convert_="all")
-        target = measured.on_target(space, data.info.num_classes)
-        if not cfg.measure:
-            target = OnTarget(target.predict, target.add_up, None)
+        target = measured.on_target(space, data.info.num_classes, cfg.measure)
         found = derive_all(cfg, problem, strategy.answer(problem, state), target, folder)
     else:
         found = [(Architecture.load(run / "architecture.json"), folder)]

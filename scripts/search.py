@@ -80,7 +80,7 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
     problem = Problem(space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed)
     answer = strategy.search(problem, run)
-    target = measured.on_target(space, data.info.num_classes)
+    target = measured.on_target(space, data.info.num_classes, cfg.measure)
     result = conclude(problem, run, answer, target, cfg.bn_batches)
     if run.main:
         log.info("derived: %s", " ".join(result["architecture"].values()))

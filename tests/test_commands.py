@@ -58,7 +58,7 @@ def site_sum(table: LatencyTable, architecture: Architecture) -> float:
     space = SearchSpace.of(architecture)
     shape = (target.batch, space.in_chans, target.resolution, target.resolution)
     sites = trace(space.build(MixedOp, 10, search=False), space.choices, shape)
-    return sum(
+    return table.overhead_ms + sum(
         table.measurements[site.key].median_ms
         for site in sites
         if site.choice is None or architecture[site.choice] == site.option

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from supernet.report.page import number, percent
+from supernet.report.page import number, percent, target_text
 from supernet.report.run import Record, Run
 
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -35,12 +35,7 @@ def subtitle(run: Run) -> str:
     if run.space is not None:
         parts.append(f"{type(run.space).__name__}, {_size(run.space.size)} architectures")
     if run.table is not None:
-        target = run.table.target
-        threads = f"{target.threads} thread" + ("s" if target.threads != 1 else "")
-        parts.append(
-            f"target {target.device}, {target.runtime}, {threads}, batch {target.batch}, "
-            f"{target.dtype}, {target.resolution} px"
-        )
+        parts.append(target_text(run.table.target))
     return " · ".join(parts) or "A retraining"
 
 
@@ -89,8 +84,12 @@ def _search_cards(run: Run) -> list[Card]:
     result, (name, unit) = run.result, run.cost
     predicted, reach = result["predicted"], result["reachable"]
     span = f"reachable {number(reach[0])} to {number(reach[1])} {unit}"
-    share = 100 * predicted / run.budget if run.budget else None
-    note = "no budget was set" if share is None else f"{share:.1f}% of the budget"
+    note = "no budget was set"
+    if run.budget:
+        note = f"{100 * predicted / run.budget:.1f}% of the budget"
+        note += "" if result["binding"] else ", which does not bind"
+    if (plain := result["uncalibrated_ms"]) is not None and name == "latency":
+        note += f"; {number(plain)} ms before calibration"
     found = [
         Card("Budget", number(run.budget), unit if run.budget is not None else "", span),
         Card(f"Predicted {name}", number(predicted), unit, note),

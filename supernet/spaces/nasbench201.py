@@ -39,8 +39,8 @@ Edge = tuple[int, int]  # source and target node
 class Cell(Searchable):
     """Node 0 is the input, node 3 the output; every edge carries one operation.
 
-    A derived cell leaves out what no path joins to input and output, and computes once what
-    several edges have in common: equal pools of one node, and its ReLU.
+    A derived cell leaves out what does not reach the output or is zero, and computes once what
+    several edges have in common: the pool of a node, and its ReLU.
 
     Args:
         edges: by (source, target), fixed or searchable layers of equal width and resolution.
@@ -50,7 +50,7 @@ class Cell(Searchable):
         super().__init__()
         self.edges = nn.ModuleDict({edge_name(*edge): layer for edge, layer in edges.items()})
         self.nodes = nn.ModuleList(Sum() for _ in range(2, NUM_NODES))
-        self.live = _live({edge for edge, layer in edges.items() if not isinstance(layer, Zero)})
+        self.live = _live(edges)
         self.same = _same_nodes({edge: edges[edge] for edge in self.live})
 
     def forward(self, x: Tensor, weights: Weights | None = None) -> Tensor:
@@ -63,9 +63,11 @@ class Cell(Searchable):
                 for source in range(target)
                 if (source, target) in self.live
             ]
-            if terms:
-                states[target] = terms[0] if len(terms) == 1 else self.nodes[target - 2](*terms)
-        return states[NUM_NODES - 1] if NUM_NODES - 1 in states else x.new_zeros(x.shape)
+            if len(terms) > 1:
+                states[target] = self.nodes[target - 2](*terms)
+            else:
+                states[target] = terms[0] if terms else x.new_zeros(x.shape)
+        return states[NUM_NODES - 1]
 
     def _edge(
         self,
@@ -100,16 +102,23 @@ def _same_nodes(edges: dict[Edge, nn.Module]) -> dict[int, int]:
     return same
 
 
-def _live(edges: set[Edge]) -> frozenset[Edge]:
-    """The edges on a path from the input to the output."""
-    ahead, back = {0}, {NUM_NODES - 1}
+def _live(edges: dict[Edge, nn.Module]) -> frozenset[Edge]:
+    """The edges that reach the output with anything but zeros.
+
+    A node without such an edge is zero, and so is what pools and skips make of it; a batch norm
+    makes a constant of it, which counts.
+    """
+    kept, carrying, wanted = [], {0}, {NUM_NODES - 1}
     for source, target in EDGES:  # sorted by target
-        if source in ahead and (source, target) in edges:
-            ahead.add(target)
-    for source, target in reversed(EDGES):
-        if target in back and (source, target) in edges:
-            back.add(source)
-    return frozenset((s, t) for s, t in edges if s in ahead and t in back)
+        layer = edges[source, target]
+        from_zero = source not in carrying and isinstance(layer, nn.AvgPool2d | nn.Identity)
+        if not from_zero and not isinstance(layer, Zero):
+            kept.append((source, target))
+            carrying.add(target)
+    for source, target in reversed(kept):
+        if target in wanted:
+            wanted.add(source)
+    return frozenset((s, t) for s, t in kept if t in wanted)
 
 
 class NasBench201(SearchSpace):

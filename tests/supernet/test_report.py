@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
-from latency.table import LatencyTable, Measurement, OpKey, Target
+from latency.table import Calibration, LatencyTable, Measurement, OpKey, Target
 from supernet.report import comparison_table, write_comparison, write_report
 from supernet.report.diagram import draw
 from supernet.report.page import number
@@ -108,13 +108,19 @@ def make_run(folder, space, *, retrain, one_shot=False, num_epochs=30):
         "cost": {"name": "latency", "unit": "ms"}, "budget": 3.2, "reachable": [1.1, 6.4],
         "predicted": 3.15, "predicted_ms": 3.15, "measured_ms": measured(3.24), "accuracy": 71.3,
         "architecture": options, "seconds": {"search": 285.0, "measure": 20.0},
-        "objective": 28.7,
+        "objective": 28.7, "uncalibrated_ms": 2.8, "binding": True, "attempts": [],
     })  # fmt: skip
     key = OpKey("conv", 3, 8, 1, 32)
     target = Target(resolution=space.img_size)
-    LatencyTable(target, {"device_name": "a processor"}, {key: Measurement(0.5, 0.01, 9)}).save(
-        folder / "latency_table.json"
+    figures = {"num_networks": 2, "mape": 1.5, "worst": 2.25, "noise": 0.5}
+    points = [[2.0, 2.03], [3.0, 2.94]]
+    calibration = Calibration(
+        space.id, space.settings, 0.1, 1.05, 0.2, 8, {**figures, "points": points}
     )
+    LatencyTable(
+        target, {"device_name": "a processor"}, 0.01, 0.2,
+        {key: Measurement(0.5, 0.01, 0.01, 9)}, [calibration],
+    ).save(folder / "latency_table.json")  # fmt: skip
     config = {"seed": 1, "space": {"note": HOSTILE}, "objective": {"budget_ms": 3.2}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if retrain:

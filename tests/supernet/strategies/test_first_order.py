@@ -115,7 +115,7 @@ def test_search_ends_within_the_budget_and_logs_every_epoch(
     name: str, make_problem, make_strategy, make_run
 ) -> None:
     problem, run = make_problem(RELAXATIONS[name]()), make_run()
-    architecture = make_strategy().search(problem, run)
+    architecture = make_strategy().search(problem, run).best(problem.objective.budget)
     assert problem.space.is_valid(architecture)
     assert problem.cost.of(architecture) <= problem.objective.budget
     records = read_journal(run.folder / "metrics.jsonl")
@@ -187,7 +187,8 @@ def test_resumed_search_is_bit_identical(
 ) -> None:
     def finish(run: Any) -> tuple[Any, Any, str]:
         problem = make_problem(RELAXATIONS[name]())
-        architecture = make_strategy().search(problem, run)
+        answer = make_strategy().search(problem, run)
+        architecture = answer.best(problem.objective.budget)
         return architecture, problem, (run.folder / "metrics.jsonl").read_text()
 
     whole, problem, lines = finish(make_run("whole"))
