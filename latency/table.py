@@ -55,16 +55,20 @@ class Measurement:
         median_ms: median over the runs.
         iqr_ms: distance between the quartiles of the runs.
         num_runs: number of bursts, one a round, each the mean of its calls.
+        energy_mj: energy of one call in mJ; None where the device does not tell.
     """
 
     median_ms: float
     iqr_ms: float
     num_runs: int
+    energy_mj: float | None = None
 
     def __post_init__(self) -> None:
         check_ms("median_ms", self.median_ms)
         check_ms("iqr_ms", self.iqr_ms)
         _check_count("num_runs", self.num_runs)
+        if self.energy_mj is not None:
+            check_ms("energy_mj", self.energy_mj)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from supernet_scripts.common import make_space, measure_space, needs_table
 
 log = logging.getLogger(__name__)
 
-MEASURED_BY = ("space", "data", "backend", "latency", "experiment")
+MEASURED_BY = ("space", "exclude", "data", "backend", "latency", "experiment")
 
 
 class MultirunCallback(Callback):

@@ -23,13 +23,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from latency.backends.base import Backend
 from latency.measure import cached_table
-from latency.model import AdditiveCost, LatencyModel, macs_cost, params_cost
+from latency.memory import PeakMemory
+from latency.model import AdditiveCost, LatencyModel, energy_cost, macs_cost, params_cost
 from latency.sites import Site, trace
 from latency.table import LatencyTable, Target
 from supernet.data import Data
 from supernet.engine import Diverged
 from supernet.files import write_text
+from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp
+from supernet.objective import Objective
 from supernet.space import SearchSpace
 
 log = logging.getLogger(__name__)
@@ -129,11 +132,23 @@ def set_num_threads(threads: int | None) -> None:
 
 
 def make_space(cfg: DictConfig, data: Data) -> SearchSpace:
-    """The space, for the data's images unless it says otherwise."""
+    """The space, for the data's images unless it says otherwise, without excluded candidates."""
     shape = {"in_chans": data.info.in_chans, "img_size": data.info.img_size}
     space = instantiate({**shape, **cfg.space}, _convert_="all")
     assert isinstance(space, SearchSpace), space
+    space.exclude(excluded(cfg))
     return space
+
+
+def excluded(cfg: DictConfig) -> list[str]:
+    """What `exclude` says; a run of before it could be said excludes nothing."""
+    return list(cfg.get("exclude", []))
+
+
+def make_objective(cfg: DictConfig) -> Objective:
+    objective = instantiate(cfg.objective, _convert_="all")
+    assert isinstance(objective, Objective), objective
+    return objective
 
 
 @dataclass
@@ -141,10 +156,13 @@ class Measured:
     """A space seen from its target.
 
     Attributes:
+        sites: without those of excluded candidates.
+        num_classes: of the networks.
         plan: rounds, warmup and burst_ms of measuring whole networks.
     """
 
     sites: list[Site]
+    num_classes: int
     backend: Backend
     target: Target
     plan: dict[str, Any]
@@ -160,15 +178,33 @@ class Measured:
         """None without a table: MACs and parameters do without one."""
         if self.table is None:
             return None
-        return LatencyModel(space.choices, self.sites, self.table)
+        return LatencyModel(space.choices, self.sites, self.table, excluded=space.excluded)
 
     def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
-        """The additive cost an objective asks for: latency, macs or params."""
+        """The additive cost an objective asks for: latency, macs, params or energy."""
         if name == "latency":
             model = self.latency(space)
             assert model is not None
             return model
-        return {"macs": macs_cost, "params": params_cost}[name](space.choices, self.sites)
+        if name == "energy":
+            assert self.table is not None
+            return energy_cost(space.choices, self.sites, self.table, space.excluded)
+        make = {"macs": macs_cost, "params": params_cost}[name]
+        return make(space.choices, self.sites, space.excluded)
+
+    def limits(self, space: SearchSpace, objective: Objective) -> tuple[Limit, ...]:
+        """The limits of an objective, on additive costs and on peak memory."""
+        return tuple(
+            Limit(
+                self._peak_memory(space) if name == "peak_memory" else self.cost(space, name), upper
+            )
+            for name, upper in objective.limits.items()
+        )
+
+    def _peak_memory(self, space: SearchSpace) -> PeakMemory:
+        target = self.target
+        shape = (target.batch, space.in_chans, target.resolution, target.resolution)
+        return PeakMemory(space, self.num_classes, shape, target.dtype)
 
 
 def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: bool) -> Measured:
@@ -181,11 +217,15 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     target = make_target(cfg, backend, data)
     supernet = space.build(MixedOp, data.info.num_classes, search=False)  # as it is deployed
     shape = (target.batch, space.in_chans, target.resolution, target.resolution)
-    sites = trace(supernet, space.choices, shape)
+    sites = [
+        site
+        for site in trace(supernet, space.choices, shape)
+        if (site.choice, site.option) not in space.excluded
+    ]
     latency = cfg.latency
     plan = {name: latency[name] for name in ("rounds", "warmup", "burst_ms")}
     whole = {**plan, "burst_ms": NETWORK_BURSTS * latency.burst_ms}
-    measured = Measured(sites, backend, target, whole)
+    measured = Measured(sites, data.info.num_classes, backend, target, whole)
     if not with_table:
         return measured
     if latency.table is None:
@@ -214,8 +254,10 @@ def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) 
 
 
 def needs_table(cfg: DictConfig) -> bool:
-    """Whether latency is the cost, or a table is given all the same."""
-    return bool(cfg.objective.cost == "latency" or cfg.latency.table)
+    """Whether a cost or a limit is read from the table, or one is given all the same."""
+    limits = cfg.objective.get("limits", {})
+    limited = {name for name, upper in limits.items() if upper is not None}
+    return bool({cfg.objective.cost, *limited} & {"latency", "energy"} or cfg.latency.table)
 
 
 def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
@@ -228,7 +270,7 @@ def measure_command() -> str:
     """The measuring command of the present configuration."""
     if not HydraConfig.initialized():  # before the jobs of a sweep
         return "supernet-measure output=FILE"
-    shared = ("space", "data", "backend", "latency", "experiment")
+    shared = ("space", "exclude", "data", "backend", "latency", "experiment")
     words = [
         override
         for override in HydraConfig.get().overrides.task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,18 @@ from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.derive import Infeasible, derive, reachable
 from supernet.export import export_onnx, export_timm
+from supernet.limits import Limit
 from supernet.network import Network, inherit_weights
 from supernet.space import SearchSpace
 from supernet.weights_file import load_network
-from supernet_scripts.common import command, make_space, measure_run, merged, run_config
+from supernet_scripts.common import (
+    command,
+    make_objective,
+    make_space,
+    measure_run,
+    merged,
+    run_config,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,26 +42,38 @@ def derive_run(
     if any(value is not None for value in settings.values()):
         settings["budget_share"] = None
         run_cfg = merged(run_cfg, {"objective": settings})
-    objective = instantiate(run_cfg.objective)
+    objective = make_objective(run_cfg)
     cost = measured.cost(space, objective.cost)
+    limits = measured.limits(space, objective)
     objective.prepare(reachable(space, cost), cost.unit)
     relaxation = instantiate(run_cfg.mixed_op)
     if relaxation.has_logits:
         logits = {n: state["logits"][f"logits.{n}"] for n in space.by_name}
-        found = derive(space, relaxation.scores(logits), cost, objective.budget)
+        found = derive(space, relaxation.scores(logits), cost, objective.budget, limits)
     else:
-        found = _best_ranked(state["ranked"], space, objective.budget)
-    log.info("%s %.6g %s: %s", cost.name, cost.of(found), cost.unit, found)
+        found = _best_ranked(state["ranked"], space, objective.budget, limits)
+    for each in (cost, *(limit.cost for limit in limits)):
+        log.info("%s %.6g %s", each.name, each.of(found), each.unit)
+    log.info("derived: %s", found)
     return found
 
 
 def _best_ranked(
-    ranked: list[dict[str, Any]], space: SearchSpace, budget: float | None
+    ranked: list[dict[str, Any]],
+    space: SearchSpace,
+    budget: float | None,
+    limits: Sequence[Limit],
 ) -> Architecture:
-    within = [r for r in ranked if budget is None or r["cost"] <= budget]
+    within = [
+        r
+        for r in ranked
+        if (budget is None or r["cost"] <= budget)
+        and all(limit.holds(space.architecture(r["architecture"])) for limit in limits)
+    ]
     if not within:
+        meets = " and ".join(["", *map(str, limits)])
         raise Infeasible(
-            f"none of the {len(ranked)} ranked architectures costs at most {budget}; the "
+            f"none of the {len(ranked)} ranked architectures costs at most {budget}{meets}; the "
             f"cheapest costs {min(r['cost'] for r in ranked):.6g}"
         )
     best = min(within, key=lambda r: (r["rank_value"], r["loss"], r["candidate"]))

@@ -15,7 +15,8 @@ from supernet.choice import Architecture
 from supernet.derive import reachable
 from supernet.estimators.shared_weights import SharedWeights
 from supernet.files import write_json
-from supernet.strategies.base import Problem, Run
+from supernet.strategies.base import Problem, Run, limit_records
+from supernet.tracking import read_journal
 
 
 def conclude(
@@ -46,6 +47,7 @@ def conclude(
         "budget": problem.objective.budget,
         "reachable": list(reachable(problem.space, problem.cost)),
         "predicted": problem.cost.of(architecture),
+        "limits": limit_records(problem, architecture, _expected(run)),
         "predicted_ms": latency and latency.of(architecture),
         "measured_ms": None,
         "accuracy": accuracy,
@@ -66,6 +68,13 @@ def conclude(
     return result
 
 
+def _expected(run: Run) -> dict[str, float]:
+    """The expected value of each limited cost after the last epoch, where it has one."""
+    records = read_journal(run.folder / "metrics.jsonl") if run.main else []
+    limits: dict[str, Any] = next((r["limits"] for r in records[::-1] if "limits" in r), {})
+    return {k: v["expected"] for k, v in limits.items() if v["expected"] is not None}
+
+
 def summary(result: dict[str, Any]) -> str:
     """One line for people."""
     cost = result["cost"]
@@ -74,6 +83,8 @@ def summary(result: dict[str, Any]) -> str:
         parts.append(f"measured {result['measured_ms']['median_ms']:.4g} ms")
     if result["budget"] is not None:
         parts.insert(0, f"budget {result['budget']:.4g} {cost['unit']}")
+    for name, limit in result["limits"].items():
+        parts.append(f"{name} {limit['derived']:.4g} of {limit['limit']:.4g} {limit['unit']}")
     low, high = result["reachable"]
     parts.append(f"reachable {low:.4g} to {high:.4g} {cost['unit']}")
     parts.append(f"accuracy {result['accuracy']:.1f}% with inherited weights")

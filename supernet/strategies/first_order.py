@@ -11,7 +11,6 @@ from timm.scheduler import create_scheduler_v2
 from torch.nn.functional import cross_entropy
 
 from supernet.choice import Architecture
-from supernet.derive import derive
 from supernet.engine import Diverged, average_gradients, frozen
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
@@ -80,8 +79,7 @@ class FirstOrder(Strategy):
         self.train(state, run)
         if not problem.relaxation.has_logits:
             return self.ranking.best(state, run)
-        scores = problem.relaxation.scores(state.parameters())
-        return derive(problem.space, scores, problem.cost, problem.objective.budget)
+        return problem.derive(problem.relaxation.scores(state.parameters()))
 
     def train(self, state: SearchState, run: Run) -> None:
         """Run from the present step to the last; a log line and a checkpoint an epoch."""
@@ -129,7 +127,7 @@ class FirstOrder(Strategy):
         state.weight_meter.add(loss, outputs, labels)
 
     def architecture_step(self, state: SearchState) -> None:
-        """One step of the logits on the architecture half, then one of the multiplier."""
+        """One step of the logits on the architecture half, then one of the multipliers."""
         problem, accelerator = state.problem, state.problem.accelerator
         assert state.logits_optimizer is not None
         images, labels = state.arch_stream.next()
@@ -148,10 +146,12 @@ class FirstOrder(Strategy):
                     "lower strategy.weight_optimizer.lr or set strategy.clip_grad"
                 )
             cost = problem.cost.expected(sample.cost_weights)
+            limited = problem.expected(sample.cost_weights)
             state.logits_optimizer.zero_grad()
-            accelerator.backward(problem.objective.loss(task_loss, cost))
+            accelerator.backward(problem.objective.loss(task_loss, cost, limited))
         average_gradients(state.parameters.parameters(), accelerator)
         state.logits_optimizer.step()
         problem.relaxation.after_step(logits, sample)
-        problem.objective.update(float(cost.detach()))
+        expected = {name: float(value.detach()) for name, value in limited.items()}
+        problem.objective.update(float(cost.detach()), expected)
         state.arch_meter.add(task_loss, outputs, labels)

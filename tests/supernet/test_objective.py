@@ -72,7 +72,7 @@ def test_budget_is_an_augmented_lagrangian() -> None:
     objective.prepare(RANGE, "ms")
     assert value(objective, 1.5, 4.0) == pytest.approx(1.5)  # met, and nothing learned yet
     assert value(objective, 1.5, 7.0) == pytest.approx(1.5 + 0.5 * 0.4**2)
-    objective.load_state_dict({"multiplier": 0.8})
+    objective.load_state_dict({"multiplier": 0.8, "multipliers": {}})
     cost = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
     objective.loss(torch.tensor(1.5), cost).backward()
     assert cost.grad is not None
@@ -88,7 +88,7 @@ def test_multiplier_rises_above_the_budget_and_falls_to_zero_below() -> None:
         objective.update(2.5)
     assert objective.multiplier == 0.0
     objective.update(10.0)
-    assert objective.state_dict() == {"multiplier": pytest.approx(0.1)}
+    assert objective.state_dict() == {"multiplier": pytest.approx(0.1), "multipliers": {}}
 
 
 def test_dual_ascent_settles_on_the_constrained_optimum() -> None:
@@ -117,7 +117,7 @@ def test_dual_ascent_settles_on_the_constrained_optimum() -> None:
         ({"budget_ms": 3.0, "cost": "macs"}, "use objective.budget"),
         ({"budget_ms": -1.0}, "positive.*-1.0"),
         ({"budget_ms": float("nan")}, "positive"),
-        ({"budget_ms": 3.0, "cost": "joules"}, "'joules' is unknown; valid: latency, macs, params"),
+        ({"budget_ms": 3.0, "cost": "joules"}, "'joules' is unknown; valid: latency, macs, params, en"),
     ],
 )
 def test_bad_settings_are_refused(settings, message: str) -> None:
