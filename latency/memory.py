@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +162,11 @@ class _Call:
     output: int
     shape: tuple[int, ...]
 
+    @property
+    def reads(self) -> bool:
+        """Whether an operation touches the input."""
+        return any(0 in storages for storages in self.touched)
+
 
 def _watch(module: nn.Module, tape: Tape, calls: list[_Call]) -> nn.Module:
     """Append what `module` does when it is called."""
@@ -201,15 +207,24 @@ class _StandIn(nn.Module):
         self.tape, self.candidates = tape, iter(candidates)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The input itself, where one candidate hands it on and the others need as much; else a
+        new tensor, as small as any of theirs, or without any memory where one hands on the input.
+        """
         calls = next(self.candidates)
-        fresh = [call.sizes[call.output - 1] for call in calls if call.output]
-        smallest = min(fresh, default=self.tape.sizes[storage(x)])
-        aliases, output = len(fresh) < len(calls), x
-        if not aliases or smallest < self.tape.sizes[storage(x)] or calls[0].shape != x.shape:
-            if all(any(0 in storages for storages in call.touched) for call in calls):
+        fresh = [call for call in calls if call.output]
+        smallest = min((call.sizes[call.output - 1] for call in fresh), default=math.inf)
+        hands_on = len(fresh) < len(calls)
+        output = x
+        if not (
+            hands_on
+            and self.tape.sizes[storage(x)] <= smallest
+            and all(call.reads for call in fresh)
+            and calls[0].shape == x.shape
+        ):
+            if all(call.reads for call in calls):
                 self.tape.touch(x)
             output = torch.empty(calls[0].shape, dtype=x.dtype, device=x.device)
-            self.tape.sizes[storage(output)] = 0 if aliases else smallest
+            self.tape.sizes[storage(output)] = 0 if hands_on else int(smallest)
         self.tape.vague.add(storage(output))
         return output
 
