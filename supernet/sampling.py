@@ -78,7 +78,7 @@ class RangeSampler:
         ]
         floor = cost.fixed + sum(float(table.min()) for table in tables)
         span = sum(float(np.ptp(table)) for table in tables) or 1.0
-        width = span / num_bins
+        width = max(min(high - floor, span), 1e-9 * span) / num_bins  # fine where the range is low
         steps = [np.rint((t - t.min()) / width).astype(int) for t in tables]
         slack = (len(tables) + 1) / 2  # each rounding is off by half a bin at most
         first = math.floor(max((low - floor) / width - slack, 0.0))
