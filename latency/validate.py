@@ -41,7 +41,7 @@ def draw(
     an interpolation; the others are uniformly random. Fewer where the space has fewer.
     """
     generator = torch.Generator().manual_seed(seed)
-    cost = macs_cost(space.choices, sites)
+    cost = macs_cost(space.choices, sites, space.excluded)
     fitted = _spread(space, cost, num_fit, generator)
     held_out: dict[Architecture, None] = {}
     for _ in range(MAX_TRIES * num_held_out):

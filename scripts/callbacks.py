@@ -20,7 +20,7 @@ from supernet_scripts.common import make_space, measure_space, needs_table, vali
 
 log = logging.getLogger(__name__)
 
-MEASURED_BY = ("space", "data", "backend", "latency", "experiment")
+MEASURED_BY = ("space", "exclude", "data", "backend", "latency", "experiment")
 
 
 class MultirunCallback(Callback):
@@ -40,7 +40,7 @@ class MultirunCallback(Callback):
                 data = instantiate(cfg.data)
                 space = make_space(cfg, data)
                 measured = measure_space(cfg, data, space, with_table=True)
-                validate_if_new(cfg, measured, space, data.info.num_classes)
+                validate_if_new(cfg, measured, space)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         print(write_comparison(Path(config.hydra.sweep.dir)))

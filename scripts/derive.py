@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.data import Data
-from supernet.derive import reachable
+from supernet.derive import check_limits, reachable
 from supernet.engine import make_accelerator
 from supernet.export import export_onnx, export_timm
 from supernet.files import write_json
@@ -30,6 +30,7 @@ from supernet.weights_file import load_network
 from supernet_scripts.common import (
     Measured,
     command,
+    make_objective,
     make_space,
     measure_run,
     run_config,
@@ -43,14 +44,14 @@ def make_problem(
     run_cfg: DictConfig, data: Data, space: SearchSpace, measured: Measured, supernet_state: Any
 ) -> Problem:
     """The finished search with its trained supernet."""
-    objective, relaxation = instantiate(run_cfg.objective), instantiate(run_cfg.mixed_op)
-    cost = measured.cost(space, objective.cost)
+    objective, relaxation = make_objective(run_cfg), instantiate(run_cfg.mixed_op)
+    cost, limits = measured.cost(space, objective.cost), measured.limits(space, objective)
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
     supernet.load_state_dict(supernet_state)
     accelerator = make_accelerator(run_cfg.precision, run_cfg.device)
     supernet.to(accelerator.device)
     seed = run_cfg.seed
-    return Problem(space, supernet, relaxation, objective, cost, data, accelerator, seed)
+    return Problem(space, supernet, relaxation, objective, cost, data, accelerator, seed, limits)
 
 
 def wanted_budgets(cfg: DictConfig) -> list[float]:
@@ -72,6 +73,7 @@ def derive_all(
     budgets, unit = wanted_budgets(cfg), problem.cost.unit
     for budget in budgets:
         check_reachable(problem.cost.name, budget, reachable(problem.space, problem.cost), unit)
+        check_limits(problem.space, problem.cost, budget, problem.limits)
     results, found = [], []
     for budget in budgets:
         log.info("budget %.6g %s", budget, unit)
@@ -138,7 +140,7 @@ def _main(cfg: DictConfig) -> None:
         measured = measure_run(run_cfg, run, data, space)
         problem = make_problem(run_cfg, data, space, measured, state["supernet"])
         strategy: Strategy = instantiate(run_cfg.strategy, _convert_="all")
-        target = measured.on_target(space, data.info.num_classes, cfg.measure)
+        target = measured.on_target(space, cfg.measure)
         found = derive_all(cfg, problem, strategy.answer(problem, state), target, folder)
     else:
         found = [(Architecture.load(run / "architecture.json"), folder)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from supernet.derive import reachable
 from supernet.estimators.shared_weights import SharedWeights
 from supernet.files import write_json
 from supernet.meet import meet
-from supernet.strategies.base import Problem, Run
+from supernet.strategies.base import Problem, Run, limit_records
+from supernet.tracking import read_journal
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def conclude(
     Returns:
         The content of `result.json`.
     """
-    result = resolve(problem, answer, target, bn_batches, problem.objective.budget)
+    budget = problem.objective.budget
+    result = resolve(problem, answer, target, bn_batches, budget, _expected(run))
     result["seconds"] = {"search": time.perf_counter() - run.started}
     if run.main:
         problem.space.architecture(result["architecture"]).save(run.folder / "architecture.json")
@@ -55,12 +57,20 @@ def conclude(
 
 
 def resolve(
-    problem: Problem, answer: Answer, target: OnTarget, bn_batches: int, budget: float | None
+    problem: Problem,
+    answer: Answer,
+    target: OnTarget,
+    bn_batches: int,
+    budget: float | None,
+    expected: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The best network under a budget, measured and judged with inherited weights.
 
     A budget of latency holds for the measured network (`meet`) where it can be measured. In several
     processes the first one measures, and all judge its architecture.
+
+    Args:
+        expected: what the search expected of limited costs at its end.
 
     Returns:
         As `result.json` has it; `objective` is the error in percent on the architecture half, to be
@@ -87,6 +97,7 @@ def resolve(
         "budget": budget,
         "reachable": list(reachable(space, cost)),
         "predicted": predicted_ms if cost.name == "latency" else cost.of(found),
+        "limits": limit_records(problem, found, expected or {}),
         "predicted_ms": predicted_ms,
         "uncalibrated_ms": target.add_up and target.add_up(found),
         "measured_ms": measured and asdict(measured),
@@ -99,6 +110,13 @@ def resolve(
     }
 
 
+def _expected(run: Run) -> dict[str, float]:
+    """The expected value of each limited cost after the last epoch, where it has one."""
+    records = read_journal(run.folder / "metrics.jsonl") if run.main else []
+    limits: dict[str, Any] = next((r["limits"] for r in records[::-1] if "limits" in r), {})
+    return {k: v["expected"] for k, v in limits.items() if v["expected"] is not None}
+
+
 def summary(result: dict[str, Any]) -> str:
     """One line for people."""
     cost = result["cost"]
@@ -108,6 +126,8 @@ def summary(result: dict[str, Any]) -> str:
     if result["budget"] is not None:
         binds = "" if result["binding"] else " (not binding)"
         parts.insert(0, f"budget {result['budget']:.4g} {cost['unit']}{binds}")
+    for name, limit in result["limits"].items():
+        parts.append(f"{name} {limit['derived']:.4g} of {limit['limit']:.4g} {limit['unit']}")
     low, high = result["reachable"]
     parts.append(f"reachable {low:.4g} to {high:.4g} {cost['unit']}")
     parts.append(f"accuracy {result['accuracy']:.1f}% with inherited weights")

@@ -56,6 +56,12 @@ def verdict(run: Run) -> tuple[str, str] | None:
         f"The derived network {'meets' if kept else 'misses'} its budget of {number(run.budget)} "
         f"{unit} with a predicted {name} of {number(predicted)} {unit}"
     )
+    limits = run.result.get("limits", {})
+    if over := [key for key, limit in limits.items() if limit["derived"] > limit["limit"]]:
+        text += f", above its limit of {' and '.join(over)}"
+        kept = False
+    elif limits:
+        text += f", within its limit of {' and '.join(limits)}"
     measured = run.result.get("measured_ms")
     if name == "latency" and measured is not None:
         share = measured["median_ms"] / run.budget - 1
@@ -94,6 +100,7 @@ def _search_cards(run: Run) -> list[Card]:
         Card("Budget", number(run.budget), unit if run.budget is not None else "", span),
         Card(f"Predicted {name}", number(predicted), unit, note),
     ]
+    found += [_limit_card(*item) for item in result.get("limits", {}).items()]
     measured, predicted_ms = result.get("measured_ms"), result.get("predicted_ms")
     if measured is not None:
         note = f"median of {measured['num_runs']} runs, IQR {number(measured['iqr_ms'], 2)} ms"
@@ -102,6 +109,15 @@ def _search_cards(run: Run) -> list[Card]:
         found.append(Card("Measured latency", number(measured["median_ms"]), "ms", note))
     note = "architecture half, inherited weights"
     return [*found, Card("Accuracy in the search", percent(result["accuracy"]), "%", note)]
+
+
+def _limit_card(name: str, limit: Record) -> Card:
+    share = 100 * limit["derived"] / limit["limit"]
+    note = f"{share:.1f}% of the limit of {number(limit['limit'])} {limit['unit']}"
+    if limit["multiplier"] is not None:
+        note += f", multiplier {number(limit['multiplier'])}"
+    label = f"Predicted {name.replace('_', ' ')}"
+    return Card(label, number(limit["derived"]), limit["unit"], note)
 
 
 def network_rows(networks: Sequence[Record]) -> list[Row]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from supernet.choice import Architecture
 from supernet.derive import derive
 from supernet.engine import Diverged, average_buffers
-from supernet.strategies.base import Run
+from supernet.strategies.base import Run, limit_records
 from supernet.strategies.state import SearchState
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ class EpochLog:
 
     def _derived(self) -> Architecture:
         problem = self.state.problem
-        scores = problem.relaxation.scores(self.state.parameters())
-        return derive(problem.space, scores, problem.cost, problem.objective.budget)
+        return problem.derive(problem.relaxation.scores(self.state.parameters()))
 
     def _logits(self) -> dict[str, Any]:
         """Where the architecture parameters stand."""
@@ -87,6 +86,7 @@ class EpochLog:
             "argmax_cost": problem.cost.of(argmax),
             "derived_cost": problem.cost.of(derived),
             "multiplier": problem.objective.multiplier,
+            "limits": limit_records(problem, derived, problem.expected(probabilities)),
             "entropy": _entropy(probabilities),
             "skip_share": skips / len(problem.space.choices),
             "probabilities": {name: p.tolist() for name, p in probabilities.items()},
@@ -121,8 +121,18 @@ class EpochLog:
             line += f", most probable {record['argmax_cost']:.4g}"
             if record["multiplier"] is not None:
                 line += f", multiplier {record['multiplier']:.3f}"
+            line += "".join(_limit(*item) for item in record["limits"].items())
             line += f", best {record['derived_cost']:.4g} {unit}: {_short(record['architecture'])}"
         return line
+
+
+def _limit(name: str, record: dict[str, Any]) -> str:
+    text = f", {name}"
+    if record["expected"] is not None:
+        text += f" expected {record['expected']:.4g},"
+    if record["multiplier"] is not None:
+        text += f" multiplier {record['multiplier']:.3f},"
+    return text + f" best {record['derived']:.4g} of {record['limit']:.4g} {record['unit']}"
 
 
 def _short(options: dict[str, str]) -> str:

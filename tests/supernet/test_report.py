@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -210,6 +211,29 @@ def test_what_users_wrote_is_escaped(reports):
 def test_report_is_the_same_every_time(runs, reports):
     before = reports["cell"].read_bytes()
     assert write_report(runs["cell"]).read_bytes() == before
+
+
+def test_every_limit_has_a_card_and_a_word_in_the_verdict(runs, tmp_path):
+    folder = tmp_path / "limited"
+    shutil.copytree(runs["cell"], folder)
+    result = json.loads((folder / "result.json").read_text())
+    limits = {
+        "macs": {"unit": "MACs", "limit": 3e8, "expected": 3.2e8, "derived": 2.4e8,
+                 "multiplier": 0.25},
+        "peak_memory": {"unit": "bytes", "limit": 2000, "expected": None, "derived": 1500,
+                        "multiplier": None},
+    }  # fmt: skip
+    write_result(folder / "result.json", {**result, "limits": limits})
+    text = write_report(folder).read_text()
+    assert "within its limit of macs and peak_memory; measured whole" in text
+    assert re.search(r"<dt>Predicted macs</dt><dd>240.M <small>MACs</small></dd>", text)
+    assert "80.0% of the limit of 300\u202fM MACs, multiplier 0.250" in text
+    assert re.search(r"<dt>Predicted peak memory</dt><dd>1500 <small>bytes</small></dd>", text)
+    assert "75.0% of the limit of 2000 bytes</dd>" in text
+    limits["macs"]["derived"] = 4e8
+    write_result(folder / "result.json", {**result, "limits": limits})
+    text = write_report(folder).read_text()
+    assert ", above its limit of macs;" in text and 'class="verdict bad"' in text
 
 
 def test_sections_say_what_is_missing(runs, reports, tmp_path):
