@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
+import torch
 from timm.layers import ConvNormAct, get_act_layer
-from torch import nn
+from torch import Tensor, nn
 
 from supernet.choice import Architecture, Choice
 from supernet.mixed_ops.base import Candidates
@@ -138,6 +139,14 @@ class MBConv(SearchSpace):
             img_size=self.img_size,
         )
 
+    def scores(self, option_scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """First whether a block is there, by the probability of all its operations; then which.
+
+        Six operations that are equally good have a sixth of the probability each: taken one by one
+        they would all lose to `zero`. An operation's score is ln P(present) + ln(p / max p).
+        """
+        return {name: _two_stages(self.by_name[name], s) for name, s in option_scores.items()}
+
     def diagram(self, architecture: Architecture) -> Diagram:
         labels = ["image", f"stem {self.stem_chs}", f"k3 e1 {self.first_chs}"]
         labels += [
@@ -149,3 +158,13 @@ class MBConv(SearchSpace):
         labels.append(f"head {self.head_chs}")
         edges = tuple((i, i + 1, "") for i in range(len(labels) - 1))
         return Diagram(tuple(labels), edges)
+
+
+def _two_stages(choice: Choice, scores: Tensor) -> Tensor:
+    """See `MBConv.scores`; log-probabilities up to a constant, shape (num_options,)."""
+    if ZERO not in choice.options:
+        return scores
+    found = scores.clone()
+    present = torch.arange(len(scores), device=scores.device) != choice.index(ZERO)
+    found[present] += torch.logsumexp(scores[present], 0) - scores[present].max()
+    return found

@@ -113,3 +113,24 @@ def test_the_diagram_is_a_chain_with_every_block() -> None:
         "image", "stem 32", "k3 e1 16", "k5 e3 16 /2", "skip", "k3 e6 24", "head 32",
     )  # fmt: skip
     assert [edge[:2] for edge in diagram.edges] == [(i, i + 1) for i in range(6)]
+
+
+def test_equal_operations_do_not_lose_to_absence_one_by_one() -> None:
+    space = MBConv(stages=[[24, 2, 2]])
+    first, second = space.choices
+    zero = second.index("zero")
+    logits = torch.zeros(len(second.options), dtype=torch.float64)
+    logits[zero] = 1.0  # P(zero) = e / (e + 6), the most probable option by far
+    p = torch.softmax(logits, 0)
+    assert p.argmax() == zero and p[zero] < 0.5
+    scores = space.scores({first.name: torch.zeros(6), second.name: p.log()})
+    found = scores[second.name]
+    present = [i for i in range(len(p)) if i != zero]
+    assert found[zero].exp() == pytest.approx(p[zero])
+    assert found[present].exp().tolist() == pytest.approx([1 - float(p[zero])] * len(present))
+    assert torch.equal(scores[first.name], torch.zeros(6))
+    logits[0] += 0.5  # among operations the ratio of their probabilities decides
+    p = torch.softmax(logits, 0)
+    found = space.scores({second.name: p.log()})[second.name]
+    assert found[0] - found[1] == pytest.approx(0.5)
+    assert found[0].exp() == pytest.approx(1 - float(p[zero]))
