@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from latency.runner import Row, Statistics, summarize
+from latency.runner import EMPTY, Row, Statistics, summarize
 from latency.table import Measurement, Target
-
-EMPTY = "an empty call"
 
 
 @dataclass(frozen=True)
