@@ -9,6 +9,7 @@ numpy and onnxruntime, and nothing else of its package.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass
-from typing import IO, Any, Callable, Dict, Sequence
+from typing import Any, Callable, Dict, Iterator, Sequence
 
 try:
     import numpy as np
@@ -375,27 +376,34 @@ def measure_bundle(folder: str, provider: str | None, skip_failing: bool) -> Non
     """
     manifest = read_manifest(folder)
     path = os.path.join(folder, "result.json")
-    lock = hold(folder)
-    if os.path.exists(path):
-        say(f"{path} is there already; to measure again, delete it", last=True)
-        return
-    if damaged := damaged_files(folder, manifest):
-        listed = ", ".join(damaged)
-        raise ValueError(f"files are missing or damaged, unpack the bundle again: {listed}")
-    providers = [(manifest["provider"], manifest["provider_options"])]
-    if provider is not None:
-        providers = [(provider, {})]
-    device = describe(*providers[0])
-    timers, failed = load(folder, manifest, providers)
-    essential = {EMPTY, manifest["reference"]["name"]} & {f["name"] for f in failed}
-    if failed and (essential or not skip_failing):
-        raise ValueError(f"{failing(failed)}; to measure the others: --skip-failing")
-    reference = timers.pop(manifest["reference"]["name"])
-    plan = Plan(**manifest["plan"])
+    with hold(folder):
+        if os.path.exists(path):
+            say(f"{path} is there already; to measure again, delete it", last=True)
+            return
+        if damaged := damaged_files(folder, manifest):
+            listed = ", ".join(damaged)
+            raise ValueError(f"files are missing or damaged, unpack the bundle again: {listed}")
+        if provider is not None:
+            manifest.update(provider=provider, provider_options={})
+        result = measured(folder, manifest, skip_failing)
+        write_lines(path, [{**result, "checksum": digest(result)}])
+        os.remove(os.path.join(folder, "rounds.jsonl"))
+    say(f"{len(result['rounds'])} rounds; the result is in {path}", last=True)
+
+
+def measured(folder: str, manifest: dict[str, Any], skip_failing: bool) -> dict[str, Any]:
+    """The content of result.json but for its checksum."""
+    provider, options = manifest["provider"], manifest["provider_options"]
+    device = describe(provider, options)
+    timers, failed = load(folder, manifest, [(provider, options)])
+    names = {f["name"] for f in failed}
+    essential = {EMPTY, manifest["reference"]["name"]}
+    if failed and (names & essential or not skip_failing):
+        raise ValueError(f"{failing(failed)}\nto measure the others all the same: --skip-failing")
     operations = [
-        {name: operation[name] for name in ("name", "where", "module")}
+        {field: operation[field] for field in ("name", "where", "module")}
         for operation in manifest["operations"]
-        if operation["name"] in timers
+        if operation["name"] not in names
     ]
     header = {"bundle": manifest["id"], "device": device, "operations": operations}
     journal = Journal(os.path.join(folder, "rounds.jsonl"), header)
@@ -404,17 +412,14 @@ def measure_bundle(folder: str, provider: str | None, skip_failing: bool) -> Non
         os.replace(str(journal.path), f"{journal.path}.old")
         journal.start(rows)
         say(f"going on from {len(rows)} rounds, others cannot be used: {journal.note}", last=True)
+    reference = timers.pop(manifest["reference"]["name"])
+    plan = Plan(**manifest["plan"])
     rows, ended = run_rounds(list(timers.values()), reference, plan, journal, tick=ticker(plan))
-    result = {
+    return {
         **RESULT, "bundle": manifest["id"], "target": manifest["target"], "device": device,
         "plan": manifest["plan"], "ended": ended, "operations": operations, "failed": failed,
         "rounds": rows,
     }  # fmt: skip
-    write_lines(path, [{**result, "checksum": digest(result)}])
-    journal.delete()
-    say(f"{len(rows)} rounds; the result is in {path}", last=True)
-    if lock is not None:
-        lock.close()
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -439,19 +444,21 @@ def damaged_files(folder: str, manifest: dict[str, Any]) -> list[str]:
     return damaged
 
 
-def hold(folder: str) -> IO[str] | None:
-    """Wait until no other runner measures the bundle; it is held until the file is closed."""
+@contextlib.contextmanager
+def hold(folder: str) -> Iterator[None]:
+    """Wait until no other runner measures the bundle, and keep others waiting."""
     try:
         import fcntl
     except ImportError:  # not on Windows
-        return None
-    file = open(os.path.join(folder, "runner.lock"), "w", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say("another runner measures this bundle; waiting for it to end", last=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+        yield
+        return
+    with open(os.path.join(folder, "runner.lock"), "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another runner measures this bundle; waiting for it to end", last=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def load(
