@@ -170,8 +170,9 @@ def samples(result: Mapping[str, Any], operations: Iterable[tuple[str, Operation
         raise ValueError(f"the result lacks {len(missing)} operations of the space:{listed}")
     if others := [n for n, operation in wanted.items() if modules[n] != fingerprint(operation)]:
         raise ValueError(
-            f"the result is of another {', '.join(others)}; give the settings that the bundle was "
-            "made with (space, seed, latency.num_fit, latency.num_held_out)"
+            f"the result has other operations under the names {', '.join(others)}; give the "
+            "settings that the bundle was made with (space, seed, latency.num_fit, "
+            "latency.num_held_out)"
         )
     return Samples(
         list(modules), result["rounds"], result["ended"], result["device"], result["plan"]

@@ -42,8 +42,8 @@ ADVICE = {
     "Permission denied": "`ssh {host}` has to work without a password: ssh-copy-id {host}, or "
     "name a key with 'backend.options=[-i,FILE]'",
     "Host key verification failed": "run `ssh {host}` once by hand and accept the key",
-    "Connection refused": "enable the ssh server on the device, or name its port with "
-    "'backend.options=[-o,Port=2222]'",
+    "Connection refused": "enable the ssh server on the device, or name its port "
+    "with backend.port",
     "timed out": "is the device switched on and in this network?",
     "No route to host": "is the device switched on and in this network?",
 }
@@ -61,6 +61,7 @@ class Ssh(Backend):
 
     Args:
         host: as ssh takes it.
+        port: its own default when None.
         options: of both ssh and scp.
         python: on the device, in the words of its shell.
         folder: on the device, relative to the user's home.
@@ -76,6 +77,7 @@ class Ssh(Backend):
     def __init__(
         self,
         host: str,
+        port: int | None = None,
         options: Sequence[str] = (),
         python: str = "python3",
         folder: str = ".cache/supernet",
@@ -84,7 +86,8 @@ class Ssh(Backend):
         reconnects: int = 10,
         pause_s: float = 5.0,
     ) -> None:
-        self.host, self.options = host, [*map(str, options), *OPTIONS]
+        own = [] if port is None else ["-o", f"Port={port}"]
+        self.host, self.options = host, [*own, *map(str, options), *OPTIONS]
         self.python, self.folder = python, folder
         self.provider, self.provider_options = provider, dict(provider_options or {})
         self.reconnects, self.pause_s = reconnects, pause_s
