@@ -33,10 +33,13 @@ class Unmeasurable(ValueError):
 
     def __init__(self, where: str, name: str, reason: object) -> None:
         words = str(reason).strip().splitlines() or [type(reason).__name__]
-        super().__init__(
-            f"{where} cannot be measured ({name}): {words[0]}; to search without a candidate: "
-            "exclude=['CHOICE=OPTION'], or '*=OPTION' for all choices"
-        )
+        text = f"{where} cannot be measured ({name}): {words[0]}"
+        if "=" in where:
+            text += (
+                "; to search without a candidate: exclude=['CHOICE=OPTION'], or '*=OPTION' for all "
+                "choices"
+            )
+        super().__init__(text)
 
 
 class Elsewhere(Exception):

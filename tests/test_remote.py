@@ -61,7 +61,8 @@ def test_a_bundle_there_and_back(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_cannot_wait_for_a_bundle(tmp_path: Path) -> None:
-    done = run("search", "backend=bundle", "objective.budget_share=0.8", "run_dir=run", cwd=tmp_path)
+    words = ["backend=bundle", "objective.budget_share=0.8", "run_dir=run"]
+    done = run("search", *words, cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "backend=bundle does not measure at once" in done.stderr
     assert not (tmp_path / "latency_bundle.zip").exists()
