@@ -9,9 +9,9 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import kendalltau, spearmanr
 
-from latency.model import AdditiveCost
-from latency.table import Calibration
-from supernet.choice import Architecture
+from latency.model import network_ms
+from latency.sites import Site
+from latency.table import Calibration, LatencyTable
 from supernet.space import SearchSpace
 
 MIN_NETWORKS = 2
@@ -66,30 +66,29 @@ def report(predicted: np.ndarray, measured: np.ndarray, halves: np.ndarray) -> R
 
 def fit(
     space: SearchSpace,
-    architectures: Sequence[Architecture],
+    networks: Sequence[Sequence[Site]],
     measured_ms: Sequence[float],
-    plain: AdditiveCost,
-    params: AdditiveCost,
-    overhead_ms: float,
+    table: LatencyTable,
 ) -> Calibration:
     """Non-negative least squares of the relative error.
 
     Args:
-        architectures: measured whole.
-        plain: the uncalibrated sum, which holds the overhead of one call.
-        params: number of parameters.
-        overhead_ms: of the table.
+        networks: sites of each, all measured in the table.
+        measured_ms: of each network, whole.
 
     Raises:
         ValueError: too few networks.
     """
-    if len(architectures) < MIN_NETWORKS:
+    if len(networks) < MIN_NETWORKS:
         raise ValueError(
-            f"a calibration needs {MIN_NETWORKS} networks or more; got {len(architectures)}"
+            f"a calibration needs {MIN_NETWORKS} networks or more; got {len(networks)}"
         )
     measured = np.array(measured_ms)
     columns = np.array(
-        [[1.0, plain.of(a) - overhead_ms, params.of(a) / 1e6] for a in architectures]
+        [
+            [1.0, network_ms(sites, table) - table.overhead_ms, sum(s.params for s in sites) / 1e6]
+            for sites in networks
+        ]
     )
     # Columns of length one: their units differ by orders of magnitude.
     weighted = columns / measured[:, None]
@@ -98,6 +97,6 @@ def fit(
     found, _ = nnls(weighted / lengths, np.ones(len(measured)))
     call_ms, scale, weight_ms = (found / lengths).tolist()
     return Calibration(
-        space.id, space.settings, call_ms, scale, weight_ms, len(architectures), report={}
+        space.id, space.settings, call_ms, scale, weight_ms, len(networks), report={}
     )
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,8 +17,9 @@ from torch import nn
 
 from latency.backends.base import Backend
 from latency.cache import cache_folder, machine_lock
+from latency.framing import can_frame, frame_of, framed
 from latency.runner import Plan
-from latency.samples import Operation, Samples
+from latency.samples import EMPTY, Operation, Samples
 from latency.sites import Site
 from latency.table import LatencyTable, Measurement, OpKey, Target
 from supernet.choice import canonical_json
@@ -53,12 +54,11 @@ def measure(
         Elsewhere: the device is out of reach; the message says what to do.
     """
     backend.check(target)
-    operations = distinct_operations(sites, target)
+    work = work_of(sites, backend, target)
     path = None if journal is None else Path(journal)
-    named = {str(key): operation for key, operation in operations.items()}
     with machine_lock():
-        samples = backend.sample(named, target, plan, path, progress)
-    return table_of(samples, operations, target)
+        samples = backend.sample(work.operations, target, plan, path, progress)
+    return table_of(samples, work, target)
 
 
 @dataclass(frozen=True)
@@ -156,35 +156,45 @@ def cached_table(
         anything was measured now.
     """
     backend.check(target)
-    operations = distinct_operations(sites, target)
     path = cache_path(backend, target, cache_dir)
     with machine_lock():
         table = load_cache(path)
-        missing = {
-            key: operation
-            for key, operation in operations.items()
-            if table is None or not _suffices(table.measurements.get(key), plan)
-        }
+        known = {} if table is None else table.measurements
+        missing = [site for site in sites if not _suffices(known.get(site.key), plan)]
         if missing:
-            named = {str(key): operation for key, operation in missing.items()}
-            journal = path.with_name(f"{path.stem}-{_digest(list(named))}.rounds.jsonl")
-            samples = backend.sample(named, target, plan, journal, progress)
-            new = table_of(samples, missing, target)
+            work = work_of(missing, backend, target)
+            journal = path.with_name(f"{path.stem}-{_digest(list(work.operations))}.rounds.jsonl")
+            new = table_of(
+                backend.sample(work.operations, target, plan, journal, progress), work, target
+            )
             table = new if table is None else table.merge(new)
             table.save(path)
     assert table is not None
-    return table.restrict(operations), path, bool(missing)
+    return table.restrict(site.key for site in sites), path, bool(missing)
 
 
 def _suffices(measurement: Measurement | None, plan: Plan) -> bool:
     if measurement is None:
         return False
-    precise = measurement.ci_ms <= plan.precision * measurement.median_ms
-    return precise or measurement.num_runs >= plan.rounds
+    return measurement.precision <= plan.precision or measurement.num_runs >= plan.rounds
 
 
-def distinct_operations(sites: Iterable[Site], target: Target) -> dict[OpKey, Operation]:
-    """Each at the first site that has it, with the names of the candidates that need it."""
+@dataclass(frozen=True)
+class Work:
+    """What is timed to learn what operations take.
+
+    Attributes:
+        operations: by name, frames included (`latency.framing`).
+        names: of each key's operation, and of what is subtracted from it: its frame, or an empty
+            call.
+    """
+
+    operations: dict[str, Operation]
+    names: dict[OpKey, tuple[str, str]]
+
+
+def work_of(sites: Iterable[Site], backend: Backend, target: Target) -> Work:
+    """Every distinct operation once, with the names of the candidates that need it."""
     first: dict[OpKey, Site] = {}
     where: dict[OpKey, list[str]] = {}
     for site in sites:
@@ -197,16 +207,21 @@ def distinct_operations(sites: Iterable[Site], target: Target) -> dict[OpKey, Op
             f"the operations were traced with a batch of {', '.join(map(str, batches))}, but "
             f"the target's batch is {target.batch}; trace them with the target's"
         )
-    return {
-        key: Operation(site.module, site.input_shapes, ", ".join(dict.fromkeys(where[key])))
-        for key, site in first.items()
-    }
+    work = Work({}, {})
+    for key, site in first.items():
+        places = ", ".join(dict.fromkeys(where[key]))
+        operation, base = Operation(site.module, site.input_shapes, places), EMPTY
+        if backend.framed and can_frame(site.input_shapes, site.output_shape):
+            base, frame = frame_of(operation)
+            work.operations[base] = frame
+            operation = framed(operation)
+        work.operations[str(key)] = operation
+        work.names[key] = str(key), base
+    return work
 
 
-def table_of(
-    samples: Samples, operations: Mapping[OpKey, Operation], target: Target
-) -> LatencyTable:
-    """The table of the operations among the samples."""
+def table_of(samples: Samples, work: Work, target: Target) -> LatencyTable:
+    """The table of the operations among the samples, frames and empty calls taken out."""
     provenance: dict[str, Any] = {
         **samples.device,
         "timm": timm.__version__,
@@ -214,16 +229,19 @@ def table_of(
         "ended": samples.ended,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    measurements = {key: samples.measurement(str(key)) for key in operations}
     if samples.ended != "precise":
-        wide = sum(
-            m.ci_ms > samples.plan["precision"] * m.median_ms for m in measurements.values()
-        )
+        share = samples.plan["precision"]
+        found = [samples.measurement(name) for name, _ in work.names.values()]
+        wide = sum(m.ci_ms > share * m.median_ms for m in found)
         log.info(
             "measuring ended by its %s: %d of %d operations have a 95%% confidence interval wider "
             "than +-%.1f%% of their median",
-            samples.ended, wide, len(measurements), 100 * samples.plan["precision"],
+            samples.ended, wide, len(found), 100 * share,
         )  # fmt: skip
+    measurements = {
+        key: samples.measurement(name).without(samples.measurement(base))
+        for key, (name, base) in work.names.items()
+    }
     return LatencyTable(
         target, provenance, samples.overhead_ms, samples.reference_ms, measurements
     )

@@ -1,9 +1,10 @@
-"""Additive costs of an architecture: latency from a table, MACs and parameters without one."""
+"""Additive costs of an architecture: latency and energy from a table, MACs and parameters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from latency.sites import Site
 from latency.table import Calibration, LatencyTable
 from supernet.choice import Architecture, Choice
+from supernet.space import LinearConstraint
 
 
 class AdditiveCost:
@@ -21,8 +23,11 @@ class AdditiveCost:
         fixed: what every architecture pays.
         per_option: by choice, float64 of shape (num_options,): what the option costs at all the
             positions that share the choice.
-        name: "latency", "macs" or "params".
+        name: "latency", "macs", "params" or "energy".
         unit: of all the numbers.
+
+    Attributes:
+        uncalibrated: the same cost before a calibration, where there is one.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class AdditiveCost:
         self.fixed = fixed
         self.per_option = {choice.name: per_option[choice.name] for choice in self.choices}
         self.name, self.unit = name, unit
+        self.uncalibrated: AdditiveCost = self
         for choice in self.choices:
             vector = self.per_option[choice.name]
             assert vector.dtype == torch.float64 and vector.shape == (len(choice.options),), choice
@@ -69,9 +75,27 @@ class AdditiveCost:
             ]
         )
 
+    def rows(self, upper: float) -> list[LinearConstraint]:
+        """The row of an integer program that bounds the cost by `upper`."""
+        terms = {
+            (choice.name, option): value
+            for choice in self.choices
+            for option, value in zip(
+                choice.options, self.per_option[choice.name].tolist(), strict=True
+            )
+        }
+        return [LinearConstraint(terms, upper=upper - self.fixed)]
+
+    def cut(self, architecture: Architecture, upper: float) -> LinearConstraint:
+        """Forbids an architecture that a solver's tolerance let through by a hair."""
+        return LinearConstraint(dict.fromkeys(architecture, 1.0), upper=len(self.choices) - 1.0)
+
 
 class LatencyModel(AdditiveCost):
     """Latency in ms: the sum of the table's medians, calibrated where the space was validated.
+
+    Where an option makes others idle (a `none` in a cell), a network is faster than the sum over
+    its options; `network_ms` predicts it from the operations it really runs.
 
     Args:
         choices: the space's choices.
@@ -79,9 +103,7 @@ class LatencyModel(AdditiveCost):
         table: measured for the target that is asked for (`LatencyTable.check_target`).
         calibration: of the space; None leaves the plain sum.
         command: measures what the table lacks, for the error.
-
-    Attributes:
-        uncalibrated: the plain sum.
+        excluded: candidates that may not be chosen, and so have no sites.
 
     Raises:
         ValueError: the table lacks operations; all are listed.
@@ -94,54 +116,106 @@ class LatencyModel(AdditiveCost):
         table: LatencyTable,
         calibration: Calibration | None = None,
         command: str = "supernet-measure",
+        excluded: Set[tuple[str, str]] = frozenset(),
     ) -> None:
         table.require((site.key for site in sites), command)
-        self.uncalibrated = self if calibration is None else LatencyModel(choices, sites, table)
-        call_ms, scale, weight_ms = table.overhead_ms, 1.0, 0.0
-        if calibration is not None:
-            call_ms, scale, weight_ms = (
-                calibration.call_ms,
-                calibration.scale,
-                calibration.weight_ms,
-            )
-
-        def ms(site: Site) -> float:
-            work = max(0.0, table.measurements[site.key].median_ms - table.overhead_ms)
-            return scale * work + weight_ms * site.params / 1e6
-
-        fixed, per_option = _totals(choices, sites, ms)
+        ms = partial(_site_ms, table, calibration)
+        fixed, per_option = _totals(choices, sites, ms, excluded)
+        call_ms = table.overhead_ms if calibration is None else calibration.call_ms
         super().__init__(choices, fixed + call_ms, per_option, name="latency", unit="ms")
+        if calibration is not None:
+            self.uncalibrated = LatencyModel(choices, sites, table, excluded=excluded)
 
 
-def macs_cost(choices: Sequence[Choice], sites: Sequence[Site]) -> AdditiveCost:
+def network_ms(
+    sites: Sequence[Site], table: LatencyTable, calibration: Calibration | None = None
+) -> float:
+    """Latency of one network from the operations it runs (`trace_architecture`)."""
+    call_ms = table.overhead_ms if calibration is None else calibration.call_ms
+    return math.fsum([call_ms, *(_site_ms(table, calibration, site) for site in sites)])
+
+
+def _site_ms(table: LatencyTable, calibration: Calibration | None, site: Site) -> float:
+    work = table.measurements[site.key].median_ms
+    if calibration is None:
+        return work
+    return calibration.scale * work + calibration.weight_ms * site.params / 1e6
+
+
+def macs_cost(
+    choices: Sequence[Choice],
+    sites: Sequence[Site],
+    excluded: Set[tuple[str, str]] = frozenset(),
+) -> AdditiveCost:
     """Multiply-accumulates of one image."""
-    totals = _totals(choices, sites, lambda site: float(site.macs))
+    totals = _totals(choices, sites, lambda site: float(site.macs), excluded)
     return AdditiveCost(choices, *totals, name="macs", unit="MACs")
 
 
-def params_cost(choices: Sequence[Choice], sites: Sequence[Site]) -> AdditiveCost:
+def params_cost(
+    choices: Sequence[Choice],
+    sites: Sequence[Site],
+    excluded: Set[tuple[str, str]] = frozenset(),
+) -> AdditiveCost:
     """Number of parameters."""
-    totals = _totals(choices, sites, lambda site: float(site.params))
+    totals = _totals(choices, sites, lambda site: float(site.params), excluded)
     return AdditiveCost(choices, *totals, name="params", unit="parameters")
 
 
+def energy_cost(
+    choices: Sequence[Choice],
+    sites: Sequence[Site],
+    table: LatencyTable,
+    excluded: Set[tuple[str, str]] = frozenset(),
+) -> AdditiveCost:
+    """Energy in mJ: the sum of the table's energies; the table has every site.
+
+    Raises:
+        ValueError: operations were measured without their energy; they are listed, unless none
+            has one.
+    """
+    energies = {key: measurement.energy_mj for key, measurement in table.measurements.items()}
+    if missing := sorted({site.key for site in sites if energies[site.key] is None}):
+        lines = "".join(f"  {key}\n" for key in missing)
+        none = not any(energy is not None for energy in energies.values())
+        which = "any operation; " if none else f"{len(missing)} operations:\n{lines}"
+        raise ValueError(
+            f"device {table.target.device!r} with runtime {table.target.runtime!r} gave no energy "
+            f"of {which}measure where the device tells it, or limit another cost"
+        )
+    totals = _totals(choices, sites, lambda site: energies[site.key] or 0.0, excluded)
+    return AdditiveCost(choices, *totals, name="energy", unit="mJ")
+
+
 def _totals(
-    choices: Sequence[Choice], sites: Sequence[Site], value: Callable[[Site], float]
+    choices: Sequence[Choice],
+    sites: Sequence[Site],
+    value: Callable[[Site], float],
+    excluded: Set[tuple[str, str]],
 ) -> tuple[float, dict[str, Tensor]]:
-    """The sum over fixed sites, and by choice the sum over the sites of each option."""
+    """The sum over fixed sites, and by choice the sum over the sites of each option.
+
+    An excluded option counts as the dearest other one, so that no cost pulls towards it.
+    """
     values: dict[tuple[str | None, str | None], list[float]] = {}
     for site in sites:
         values.setdefault((site.choice, site.option), []).append(value(site))
-    needed = [(choice.name, option) for choice in choices for option in choice.options]
+    needed = [
+        (choice.name, option)
+        for choice in choices
+        for option in choice.options
+        if (choice.name, option) not in excluded
+    ]
     if unused := [f"{name}={option}" for name, option in needed if (name, option) not in values]:
         raise ValueError(
             f"the network never runs the candidates {', '.join(unused)}: their cost is unknown"
         )
-    per_option = {
-        choice.name: torch.tensor(
-            [math.fsum(values[choice.name, option]) for option in choice.options],
-            dtype=torch.float64,
+    totals = {pair: math.fsum(values[pair]) for pair in needed}
+    per_option = {}
+    for choice in choices:
+        own = [totals.get((choice.name, option)) for option in choice.options]
+        dearest = max(total for total in own if total is not None)
+        per_option[choice.name] = torch.tensor(
+            [dearest if total is None else total for total in own], dtype=torch.float64
         )
-        for choice in choices
-    }
     return math.fsum(values.get((None, None), [])), per_option

@@ -91,7 +91,8 @@ class Samples:
 
 
 def _measurement(found: Statistics) -> Measurement:
-    return Measurement(**asdict(found))
+    precision = found.ci_ms / found.median_ms if found.median_ms else 0.0
+    return Measurement(**asdict(found), precision=precision)
 
 
 def header(names: Sequence[str], target: Target, device: Mapping[str, str]) -> dict[str, Any]:

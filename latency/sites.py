@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latency.recipe import recipe
 from latency.table import OpKey
-from supernet.choice import Choice
-from supernet.mixed_ops.base import MixedOp, PathWeights, Searchable
+from supernet.choice import Architecture, Choice
+from supernet.mixed_ops.base import Candidates, MixedOp, Parts, PathWeights, Searchable
 from supernet.network import Network
+from supernet.space import SearchSpace
 
 Shape = tuple[int, ...]
 
@@ -28,8 +29,10 @@ class Site:
         choice, option: what the operation is a candidate of; None where it always runs.
         module: the live module.
         input_shapes: of its tensors, batch included.
+        output_shape: of its (first) output.
         macs: multiply-accumulates an image: convolutions and matrix products.
         params: number of parameters not already counted for the same option (or, fixed, at all).
+        constant: whether it reads nothing that depends on the image.
     """
 
     key: OpKey
@@ -37,8 +40,10 @@ class Site:
     option: str | None
     module: nn.Module
     input_shapes: tuple[Shape, ...]
+    output_shape: Shape
     macs: int
     params: int
+    constant: bool = False
 
 
 def trace(
@@ -46,9 +51,9 @@ def trace(
 ) -> list[Site]:
     """List the operations of a supernet, in the order of one evaluation pass with all candidates.
 
-    A site is a candidate of a `MixedOp`, or a module that is called, holds nothing searchable and
-    is not part of another such module. What a `Searchable` computes outside its submodules is not
-    seen. The network is left as it was.
+    A site is a candidate of a `MixedOp` (or each child of one that is `Parts`), or a module that is
+    called, holds nothing searchable and is not part of another such module. What a `Searchable`
+    computes outside its submodules is not seen. The network is left as it was.
 
     Args:
         supernet: to cost deployed networks, built in the form they are deployed in
@@ -60,30 +65,61 @@ def trace(
         ValueError: a site is called with anything but tensors as positional arguments.
     """
     modes = {module: module.training for module in supernet.modules()}
+    trained = {parameter: parameter.requires_grad for parameter in supernet.parameters()}
     weights = {choice.name: PathWeights(tuple(range(len(choice.options)))) for choice in choices}
     reference = next(supernet.parameters())
     x = torch.zeros(input_shape, device=reference.device, dtype=reference.dtype)
+    x.requires_grad_()  # alone: what needs a gradient depends on the image
     recorder = _Recorder(input_shape[0])
     try:
-        for module, choice, option in _units(supernet):
-            recorder.attach(module, choice, option)
-        supernet.eval()
-        with torch.no_grad(), recorder.counter:
+        for child in supernet.children():
+            for module, choice, option in _units(child):
+                recorder.attach(module, choice, option)
+        supernet.eval().requires_grad_(False)
+        with torch.enable_grad(), recorder.counter:
             supernet(x, weights)
     finally:
         recorder.detach()
         for module, training in modes.items():
             module.training = training
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
     return recorder.sites
+
+
+def trace_architecture(
+    space: SearchSpace,
+    architecture: Architecture,
+    num_classes: int,
+    input_shape: tuple[int, int, int, int],
+    fold_constants: bool = False,
+) -> list[Site]:
+    """The operations that one derived network runs, cut up as `trace` cuts up the supernet.
+
+    Where an option makes others idle (a `none` in a cell) these are fewer than the supernet's
+    sites of the same options.
+
+    Args:
+        fold_constants: leave out what does not depend on the image, as runtimes do that compile.
+    """
+
+    def only(choice: Choice, candidates: Candidates) -> nn.Module:
+        return candidates[architecture[choice.name]]()
+
+    network = space.build(only, num_classes, search=False)
+    sites = trace(network, (), input_shape)
+    return [site for site in sites if not (site.constant and fold_constants)]
 
 
 def _units(module: nn.Module) -> Iterator[tuple[nn.Module, str | None, str | None]]:
     """Modules that may be a site, each before what it contains, with their choice and option."""
     if isinstance(module, MixedOp):
         for option, candidate in module.candidates.items():
-            yield candidate, module.choice.name, option
+            parts = candidate.children() if isinstance(candidate, Parts) else [candidate]
+            yield from ((part, module.choice.name, option) for part in parts)
         return
-    if not any(isinstance(part, Searchable) for part in module.modules()):
+    searchable = any(isinstance(part, Searchable) for part in module.modules())
+    if not searchable and not isinstance(module, Parts):
         yield module, None, None
     for child in module.children():
         yield from _units(child)
@@ -153,8 +189,10 @@ class _Recorder:
             option=option,
             module=module,
             input_shapes=shapes,
+            output_shape=tuple(first.shape),
             macs=flops // 2 // self.batch,
             params=sum(parameter.numel() for parameter in new),
+            constant=not any(arg.requires_grad for arg in args),
         )
 
 

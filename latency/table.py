@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -52,11 +53,13 @@ class Measurement:
     """Time of one call.
 
     Attributes:
-        median_ms: median over the runs.
+        median_ms: median over the runs; in a table, what the call itself takes and the operation's
+            frame (`latency.framing`) are subtracted.
         iqr_ms: distance between the quartiles of the runs.
         ci_ms: half of the width of the median's 95% confidence interval.
         num_runs: number of bursts, one a round, each the mean of its calls.
         energy_mj: energy of one call in mJ; None where the device does not tell.
+        precision: the confidence interval as a share of what was timed, frame included.
     """
 
     median_ms: float
@@ -64,13 +67,26 @@ class Measurement:
     ci_ms: float
     num_runs: int
     energy_mj: float | None = None
+    precision: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("median_ms", "iqr_ms", "ci_ms"):
+        for name in ("median_ms", "iqr_ms", "ci_ms", "precision"):
             check_number(name, getattr(self, name))
         _check_count("num_runs", self.num_runs)
         if self.energy_mj is not None:
             check_number("energy_mj", self.energy_mj)
+
+    def without(self, base: Measurement) -> Measurement:
+        """What is left of an operation without what it stood in; not less than nothing."""
+        energy = None
+        if self.energy_mj is not None and base.energy_mj is not None:
+            energy = max(0.0, self.energy_mj - base.energy_mj)
+        return replace(
+            self,
+            median_ms=max(0.0, self.median_ms - base.median_ms),
+            ci_ms=math.hypot(self.ci_ms, base.ci_ms),
+            energy_mj=energy,
+        )
 
     def scaled(self, factor: float) -> Measurement:
         """The times multiplied."""
@@ -82,8 +98,7 @@ class Measurement:
 class Calibration:
     """From the sum over operations to the latency of a whole network.
 
-    latency = call_ms + scale * (sum of medians, the overhead of a call taken out of each)
-              + weight_ms * (millions of parameters)
+    latency = call_ms + scale * (sum of medians) + weight_ms * (millions of parameters)
 
     The last term is the time to fetch weights that other layers have pushed out of the cache. No
     coefficient is negative, so the latency never falls when an operation is added.

@@ -15,12 +15,12 @@ from latency.cache import machine_lock
 from latency.calibration import fit, report
 from latency.measure import (
     MeasuredNetwork,
-    distinct_operations,
     network_operations,
     networks_of,
     table_of,
+    work_of,
 )
-from latency.model import AdditiveCost, LatencyModel, macs_cost, params_cost
+from latency.model import AdditiveCost, macs_cost, network_ms
 from latency.runner import Plan
 from latency.sites import Site
 from latency.table import Calibration, LatencyTable, Target
@@ -41,7 +41,7 @@ def draw(
     an interpolation; the others are uniformly random. Fewer where the space has fewer.
     """
     generator = torch.Generator().manual_seed(seed)
-    cost = macs_cost(space.choices, sites)
+    cost = macs_cost(space.choices, sites, space.excluded)
     fitted = _spread(space, cost, num_fit, generator)
     held_out: dict[Architecture, None] = {}
     for _ in range(MAX_TRIES * num_held_out):
@@ -91,26 +91,26 @@ def measure_with_networks(
         in_chans: channels of the image.
     """
     backend.check(target)
-    operations = distinct_operations(sites, target)
+    work = work_of(sites, backend, target)
     whole = network_operations(networks, target, in_chans)
-    every = {**{str(key): operation for key, operation in operations.items()}, **whole}
     with machine_lock():
-        samples = backend.sample(every, target, plan, journal, progress)
-    return table_of(samples, operations, target), networks_of(samples, list(whole), None)
+        samples = backend.sample({**work.operations, **whole}, target, plan, journal, progress)
+    return table_of(samples, work, target), networks_of(samples, list(whole), None)
 
 
 def calibrate(
     space: SearchSpace,
-    sites: Sequence[Site],
     table: LatencyTable,
-    fitted: Sequence[Architecture],
-    held_out: Sequence[Architecture],
+    networks: Sequence[Sequence[Site]],
     measured: Sequence[MeasuredNetwork],
+    num_fit: int,
 ) -> Calibration:
-    """Fit on some networks, report on the others, and put the calibration into the table.
+    """Fit on the first networks, report on the others, and put the calibration into the table.
 
     Args:
-        measured: first the fitted networks, then the held-out ones, at the table's speed.
+        networks: sites of each (`trace_architecture`).
+        measured: the same networks whole, at the table's speed.
+        num_fit: how many to fit on.
 
     Returns:
         The calibration. Its report has the figures of `latency.calibration.Report`, those of the
@@ -118,18 +118,17 @@ def calibrate(
         network. It is empty where nothing was held out.
     """
     times = np.array([m.measurement.median_ms for m in measured])
-    plain = LatencyModel(space.choices, sites, table)
-    params = params_cost(space.choices, sites)
-    count = len(fitted)
-    found = fit(space, fitted, times[:count].tolist(), plain, params, table.overhead_ms)
+    found = fit(space, networks[:num_fit], times[:num_fit].tolist(), table)
+    held_out = networks[num_fit:]
     if held_out:
-        model = LatencyModel(space.choices, sites, table, found)
-        predicted = np.array([model.of(a) for a in held_out])
-        sums = np.array([plain.of(a) for a in held_out])
-        halves = np.array([m.halves for m in measured[count:]])
-        values = asdict(report(predicted, times[count:], halves))
-        values["uncalibrated"] = asdict(report(sums, times[count:], halves))
-        values["points"] = np.stack([predicted, times[count:]], axis=1).tolist()
+        predicted, sums = (
+            np.array([network_ms(sites, table, how) for sites in held_out])
+            for how in (found, None)
+        )
+        halves = np.array([m.halves for m in measured[num_fit:]])
+        values = asdict(report(predicted, times[num_fit:], halves))
+        values["uncalibrated"] = asdict(report(sums, times[num_fit:], halves))
+        values["points"] = np.stack([predicted, times[num_fit:]], axis=1).tolist()
         found = replace(found, report=values)
     table.calibrate(found)
     return found

@@ -16,11 +16,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from supernet.report import write_comparison
-from supernet_scripts.common import make_space, measure_space, needs_table
+from supernet_scripts.common import make_space, measure_space, needs_table, validate_if_new
 
 log = logging.getLogger(__name__)
 
-MEASURED_BY = ("space", "data", "backend", "latency", "experiment")
+MEASURED_BY = ("space", "exclude", "data", "backend", "latency", "experiment")
 
 
 class MultirunCallback(Callback):
@@ -38,7 +38,9 @@ class MultirunCallback(Callback):
             )
             if needs_table(cfg) and cfg.latency.table is None:
                 data = instantiate(cfg.data)
-                measure_space(cfg, data, make_space(cfg, data), with_table=True)
+                space = make_space(cfg, data)
+                measured = measure_space(cfg, data, space, with_table=True)
+                validate_if_new(cfg, measured, space)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         print(write_comparison(Path(config.hydra.sweep.dir)))

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,28 @@ from omegaconf import DictConfig, OmegaConf
 from latency.backends.base import Backend
 from latency.backends.bundle import Bundle
 from latency.measure import MeasuredNetwork, cached_table, keep, measure_networks
-from latency.model import AdditiveCost, LatencyModel, macs_cost, params_cost
+from latency.memory import PeakMemory
+from latency.model import (
+    AdditiveCost,
+    LatencyModel,
+    energy_cost,
+    macs_cost,
+    network_ms,
+    params_cost,
+)
 from latency.runner import Plan
 from latency.samples import Elsewhere
-from latency.sites import Site, trace
-from latency.table import Calibration, LatencyTable, Target
+from latency.sites import Site, trace, trace_architecture
+from latency.table import Calibration, LatencyTable, Measurement, Target
 from latency.validate import calibrate, describe, draw
 from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.engine import Diverged
 from supernet.files import write_text
+from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp
+from supernet.objective import Objective
+from supernet.outcome import OnTarget
 from supernet.space import SearchSpace
 
 log = logging.getLogger(__name__)
@@ -133,11 +145,23 @@ def set_num_threads(threads: int | None) -> None:
 
 
 def make_space(cfg: DictConfig, data: Data) -> SearchSpace:
-    """The space, for the data's images unless it says otherwise."""
+    """The space, for the data's images unless it says otherwise, without excluded candidates."""
     shape = {"in_chans": data.info.in_chans, "img_size": data.info.img_size}
     space = instantiate({**shape, **cfg.space}, _convert_="all")
     assert isinstance(space, SearchSpace), space
+    space.exclude(excluded(cfg))
     return space
+
+
+def excluded(cfg: DictConfig) -> list[str]:
+    """What `exclude` says; a run of before it could be said excludes nothing."""
+    return list(cfg.get("exclude", []))
+
+
+def make_objective(cfg: DictConfig) -> Objective:
+    objective = instantiate(cfg.objective, _convert_="all")
+    assert isinstance(objective, Objective), objective
+    return objective
 
 
 @dataclass
@@ -145,11 +169,14 @@ class Measured:
     """A space seen from its target.
 
     Attributes:
+        sites: without those of excluded candidates.
+        num_classes: of the networks.
         plan, network_plan: of measuring operations, and whole networks.
         cached: file that keeps the table among others, where it came from the cache.
     """
 
     sites: list[Site]
+    num_classes: int
     backend: Backend
     target: Target
     plan: Plan
@@ -169,14 +196,23 @@ class Measured:
         if self.table is None:
             return None
         calibration = self.table.calibration(space.id, space.settings)
-        return LatencyModel(space.choices, self.sites, self.table, calibration)
+        return LatencyModel(
+            space.choices, self.sites, self.table, calibration, excluded=space.excluded
+        )
+
+    def sites_of(self, space: SearchSpace, architecture: Architecture) -> list[Site]:
+        """What the network of one architecture runs on the target."""
+        shape = (self.target.batch, space.in_chans, self.target.resolution, self.target.resolution)
+        return trace_architecture(
+            space, architecture, self.num_classes, shape, self.backend.framed
+        )
 
     def networks(
-        self, space: SearchSpace, architectures: Sequence[Architecture], num_classes: int
+        self, space: SearchSpace, architectures: Sequence[Architecture]
     ) -> list[MeasuredNetwork]:
         """Measure whole networks, at the table's speed where there is one."""
         return measure_networks(
-            [space.build_network(a, num_classes) for a in architectures],
+            [space.build_network(a, self.num_classes) for a in architectures],
             self.backend,
             self.target,
             self.network_plan,
@@ -184,13 +220,48 @@ class Measured:
             reference_ms=None if self.table is None else self.table.reference_ms,
         )
 
+    def on_target(self, space: SearchSpace, may_measure: bool = True) -> OnTarget:
+        """What can be said of derived networks: predicted with a table, measured where it is."""
+        table = self.table
+
+        def predict(calibration: Calibration | None, architecture: Architecture) -> float:
+            assert table is not None
+            return network_ms(self.sites_of(space, architecture), table, calibration)
+
+        def measure(architecture: Architecture) -> Measurement:
+            return self.networks(space, [architecture])[0].measurement
+
+        return OnTarget(
+            partial(predict, table.calibration(space.id, space.settings)) if table else None,
+            partial(predict, None) if table else None,
+            measure if self.is_here and may_measure else None,
+        )
+
     def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
-        """The additive cost an objective asks for: latency, macs or params."""
+        """The additive cost an objective asks for: latency, macs, params or energy."""
         if name == "latency":
             model = self.latency(space)
             assert model is not None
             return model
-        return {"macs": macs_cost, "params": params_cost}[name](space.choices, self.sites)
+        if name == "energy":
+            assert self.table is not None
+            return energy_cost(space.choices, self.sites, self.table, space.excluded)
+        make = {"macs": macs_cost, "params": params_cost}[name]
+        return make(space.choices, self.sites, space.excluded)
+
+    def limits(self, space: SearchSpace, objective: Objective) -> tuple[Limit, ...]:
+        """The limits of an objective, on additive costs and on peak memory."""
+        return tuple(
+            Limit(
+                self._peak_memory(space) if name == "peak_memory" else self.cost(space, name), upper
+            )
+            for name, upper in objective.limits.items()
+        )
+
+    def _peak_memory(self, space: SearchSpace) -> PeakMemory:
+        target = self.target
+        shape = (target.batch, space.in_chans, target.resolution, target.resolution)
+        return PeakMemory(space, self.num_classes, shape, target.dtype)
 
 
 def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: bool) -> Measured:
@@ -203,8 +274,12 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     target = make_target(cfg, backend, data)
     supernet = space.build(MixedOp, data.info.num_classes, search=False)  # as it is deployed
     shape = (target.batch, space.in_chans, target.resolution, target.resolution)
-    sites = trace(supernet, space.choices, shape)
-    measured = Measured(sites, backend, target, *make_plans(cfg))
+    sites = [
+        site
+        for site in trace(supernet, space.choices, shape)
+        if (site.choice, site.option) not in space.excluded
+    ]
+    measured = Measured(sites, data.info.num_classes, backend, target, *make_plans(cfg))
     if not with_table:
         return measured
     latency = cfg.latency
@@ -244,27 +319,25 @@ def make_plans(cfg: DictConfig) -> tuple[Plan, Plan]:
     return plan, replace(plan, **own)
 
 
-def validate(
-    cfg: DictConfig, measured: Measured, space: SearchSpace, num_classes: int
-) -> Calibration:
+def validate(cfg: DictConfig, measured: Measured, space: SearchSpace) -> Calibration:
     """Measure whole networks and put the calibration they give into the table."""
     assert measured.table is not None
     fitted, held_out = draw(
         space, measured.sites, cfg.latency.num_fit, cfg.latency.num_held_out, cfg.seed
     )
-    networks = measured.networks(space, [*fitted, *held_out], num_classes)
-    return calibrate(space, measured.sites, measured.table, fitted, held_out, networks)
+    drawn = [*fitted, *held_out]
+    networks = measured.networks(space, drawn)
+    sites = [measured.sites_of(space, architecture) for architecture in drawn]
+    return calibrate(space, measured.table, sites, networks, len(fitted))
 
 
-def validate_if_new(
-    cfg: DictConfig, measured: Measured, space: SearchSpace, num_classes: int
-) -> None:
+def validate_if_new(cfg: DictConfig, measured: Measured, space: SearchSpace) -> None:
     """Calibrate a table that was never validated for this space, where the device is at hand."""
     table = measured.table
     wanted = cfg.latency.num_fit and measured.is_here
     if table is None or not wanted or table.calibration(space.id, space.settings) is not None:
         return
-    found = validate(cfg, measured, space, num_classes)
+    found = validate(cfg, measured, space)
     log.info("%s", describe(found))
     if measured.cached is not None:
         keep(measured.cached, table)
@@ -289,8 +362,10 @@ def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) 
 
 
 def needs_table(cfg: DictConfig) -> bool:
-    """Whether latency is the cost, or a table is given all the same."""
-    return bool(cfg.objective.cost == "latency" or cfg.latency.table)
+    """Whether a cost or a limit is read from the table, or one is given all the same."""
+    limits = cfg.objective.get("limits", {})
+    limited = {name for name, upper in limits.items() if upper is not None}
+    return bool({cfg.objective.cost, *limited} & {"latency", "energy"} or cfg.latency.table)
 
 
 def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
@@ -307,7 +382,7 @@ def measure_command() -> str:
     """The measuring command of the present configuration."""
     if not HydraConfig.initialized():  # before the jobs of a sweep
         return "supernet-measure output=FILE"
-    shared = ("space", "data", "backend", "latency", "experiment")
+    shared = ("space", "exclude", "data", "backend", "latency", "experiment")
     words = [
         override
         for override in HydraConfig.get().overrides.task

@@ -1,62 +1,95 @@
-"""supernet-derive: from a run folder to architecture.json, ONNX and stock timm."""
+"""supernet-derive: from a run folder to architectures under any budgets, ONNX and stock timm."""
 
 from __future__ import annotations
 
 import logging
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.data import Data
-from supernet.derive import Infeasible, derive, reachable
+from supernet.derive import check_limits, reachable
+from supernet.engine import make_accelerator
 from supernet.export import export_onnx, export_timm
+from supernet.files import write_json
 from supernet.network import Network, inherit_weights
+from supernet.objective import check_reachable
+from supernet.outcome import OnTarget, resolve, summary
+from supernet.report import write_pareto
 from supernet.space import SearchSpace
+from supernet.strategies.base import Problem, Strategy
 from supernet.weights_file import load_network
-from supernet_scripts.common import command, make_space, measure_run, merged, run_config
+from supernet_scripts.common import (
+    Measured,
+    command,
+    make_objective,
+    make_space,
+    measure_run,
+    run_config,
+    set_num_threads,
+)
 
 log = logging.getLogger(__name__)
 
 
-def derive_run(
-    cfg: DictConfig, run_cfg: DictConfig, data: Data, state: dict[str, Any]
-) -> Architecture:
-    """The best architecture of a search under the search's budget or another."""
-    space = make_space(run_cfg, data)
-    measured = measure_run(run_cfg, Path(cfg.run), data, space)
-    settings = {"budget_ms": cfg.budget_ms, "budget": cfg.budget}
-    if any(value is not None for value in settings.values()):
-        settings["budget_share"] = None
-        run_cfg = merged(run_cfg, {"objective": settings})
-    objective = instantiate(run_cfg.objective)
-    cost = measured.cost(space, objective.cost)
-    objective.prepare(reachable(space, cost), cost.unit)
-    relaxation = instantiate(run_cfg.mixed_op)
-    if relaxation.has_logits:
-        logits = {n: state["logits"][f"logits.{n}"] for n in space.by_name}
-        found = derive(space, relaxation.scores(logits), cost, objective.budget)
-    else:
-        found = _best_ranked(state["ranked"], space, objective.budget)
-    log.info("%s %.6g %s: %s", cost.name, cost.of(found), cost.unit, found)
+def make_problem(
+    run_cfg: DictConfig, data: Data, space: SearchSpace, measured: Measured, supernet_state: Any
+) -> Problem:
+    """The finished search with its trained supernet."""
+    objective, relaxation = make_objective(run_cfg), instantiate(run_cfg.mixed_op)
+    cost, limits = measured.cost(space, objective.cost), measured.limits(space, objective)
+    supernet = space.build_supernet(data.info.num_classes, relaxation.build)
+    supernet.load_state_dict(supernet_state)
+    accelerator = make_accelerator(run_cfg.precision, run_cfg.device)
+    supernet.to(accelerator.device)
+    seed = run_cfg.seed
+    return Problem(space, supernet, relaxation, objective, cost, data, accelerator, seed, limits)
+
+
+def wanted_budgets(cfg: DictConfig) -> list[float]:
+    """Those that are asked for; none for the search's own.
+
+    Raises:
+        ValueError: both kinds are given.
+    """
+    given = [value for value in (cfg.budget_ms, cfg.budget) if value is not None]
+    if len(given) > 1:
+        raise ValueError("give budget_ms (latency) or budget (any other cost), not both")
+    return [float(v) for value in given for v in (value if OmegaConf.is_list(value) else [value])]
+
+
+def derive_all(
+    cfg: DictConfig, problem: Problem, answer: Any, target: OnTarget, folder: Path
+) -> list[tuple[Architecture, Path]]:
+    """One architecture a budget; several get a folder each, and a comparison."""
+    budgets, unit = wanted_budgets(cfg), problem.cost.unit
+    for budget in budgets:
+        check_reachable(problem.cost.name, budget, reachable(problem.space, problem.cost), unit)
+        check_limits(problem.space, problem.cost, budget, problem.limits)
+    results, found = [], []
+    for budget in budgets:
+        log.info("budget %.6g %s", budget, unit)
+        result = resolve(problem, answer, target, cfg.bn_batches, budget)
+        log.info("%s", summary(result))
+        own = folder if len(budgets) == 1 else folder / "budgets" / f"{budget:g}"
+        architecture = problem.space.architecture(result["architecture"])
+        architecture.save(own / "architecture.json")
+        results.append(result)
+        found.append((architecture, own))
+    if len(budgets) > 1:
+        write_json(folder / "budgets" / "result.json", results)
+        title = f"Budgets of {folder.resolve().name}"
+        page = write_pareto(results, title, folder / "budgets" / "pareto.html")
+        print(f"report: {page}")
     return found
-
-
-def _best_ranked(
-    ranked: list[dict[str, Any]], space: SearchSpace, budget: float | None
-) -> Architecture:
-    within = [r for r in ranked if budget is None or r["cost"] <= budget]
-    if not within:
-        raise Infeasible(
-            f"none of the {len(ranked)} ranked architectures costs at most {budget}; the "
-            f"cheapest costs {min(r['cost'] for r in ranked):.6g}"
-        )
-    best = min(within, key=lambda r: (r["rank_value"], r["loss"], r["candidate"]))
-    return space.architecture(best["architecture"])
 
 
 def _network(
@@ -76,26 +109,50 @@ def _network(
     return network
 
 
-@hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="derive")
-@command
-def main(cfg: DictConfig) -> None:
-    run = Path(cfg.run)
-    run_cfg = run_config(run)
-    folder = run if cfg.output is None else Path(cfg.output)
-    data: Data = instantiate(run_cfg.data)
-    state = load_checkpoint(run / "checkpoint" / "search.safetensors")["search"]
-    found = derive_run(cfg, run_cfg, data, state)
+def _write(
+    cfg: DictConfig, found: Architecture, folder: Path, num_classes: int, supernet_state: Any
+) -> Sequence[Path]:
+    """The formats that are asked for."""
     found.save(folder / "architecture.json")
     written = [folder / "architecture.json"]
     if cfg.onnx or cfg.timm:
-        network = _network(cfg, found, data.info.num_classes, state["supernet"]).eval()
+        network = _network(cfg, found, num_classes, supernet_state).eval()
         if cfg.onnx:
             written.append(folder / "network.onnx")
             export_onnx(network, written[-1])
         if cfg.timm:
             export_timm(network, found, folder)
             written.append(folder / "timm_model.safetensors")
-    print("\n".join(f"wrote {path}" for path in written))
+    return written
+
+
+@hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="derive")
+@command
+def _main(cfg: DictConfig) -> None:
+    run = Path(cfg.run)
+    run_cfg = run_config(run)
+    set_num_threads(run_cfg.num_threads)
+    folder = run if cfg.output is None else Path(cfg.output)
+    data: Data = instantiate(run_cfg.data)
+    space = make_space(run_cfg, data)
+    state = load_checkpoint(run / "checkpoint" / "search.safetensors")["search"]
+    if wanted_budgets(cfg):
+        measured = measure_run(run_cfg, run, data, space)
+        problem = make_problem(run_cfg, data, space, measured, state["supernet"])
+        strategy: Strategy = instantiate(run_cfg.strategy, _convert_="all")
+        target = measured.on_target(space, cfg.measure)
+        found = derive_all(cfg, problem, strategy.answer(problem, state), target, folder)
+    else:
+        found = [(Architecture.load(run / "architecture.json"), folder)]
+    for architecture, own in found:
+        for path in _write(cfg, architecture, own, data.info.num_classes, state["supernet"]):
+            print(f"wrote {path}")
+
+
+def main() -> None:
+    # Hydra takes budget_ms=2,3 for a sweep; here it is one command with several budgets.
+    sys.argv = [re.sub(r"^(budget(?:_ms)?)=([^\[\]]*,[^\[\]]*)$", r"\1=[\2]", a) for a in sys.argv]
+    _main()
 
 
 if __name__ == "__main__":

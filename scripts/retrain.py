@@ -12,13 +12,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from latency.model import AdditiveCost, macs_cost
+from latency.model import AdditiveCost
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
 from supernet.files import read_json, write_json
+from supernet.limits import Limit
 from supernet.network import Network, inherit_weights
 from supernet.recipe import Recipe
 from supernet.report import write_report
@@ -29,7 +30,9 @@ from supernet.tracking import Tracker
 from supernet_scripts.common import (
     Measured,
     command,
+    excluded,
     hide_other_ranks,
+    make_objective,
     measure_run,
     open_run,
     plain,
@@ -57,11 +60,14 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     data: Data = instantiate(run_cfg.data)
     derived = Architecture.load(cfg.get("architecture") or run / "architecture.json")
     space = SearchSpace.of(derived)
+    space.exclude(excluded(run_cfg))
     measured = measure_run(run_cfg, run, data, space)
     cost = measured.cost(space, run_cfg.objective.cost)
     budget = read_json(run / "result.json", "result")["budget"]
     seed: int = run_cfg.seed
-    architectures = {"derived": derived, **_baseline(cfg, space, cost, budget, derived, seed)}
+    limits = measured.limits(space, make_objective(run_cfg))
+    random = _baseline(cfg, space, cost, budget, limits, derived, seed)
+    architectures = {"derived": derived, **random}
     recipe: Recipe = instantiate(cfg.recipe)
     entries = []
     for name, architecture in architectures.items():
@@ -94,17 +100,23 @@ def _baseline(
     space: SearchSpace,
     cost: AdditiveCost,
     budget: float | None,
+    limits: tuple[Limit, ...],
     derived: Architecture,
     seed: int,
 ) -> dict[str, Architecture]:
-    """Random valid architectures at 90-100% of the budget (of the derived one's cost without)."""
+    """Random valid architectures within all limits, at 90-100% of the budget (without one, of the
+    derived network's cost; of the dearest network within the limits where that is less).
+    """
     if cfg.baseline == "none":
         return {}
     if cfg.baseline != "random":
         raise ValueError(f"baseline={cfg.baseline!r} is unknown; valid: none, random")
-    low, high = (share * (budget or cost.of(derived)) for share in BASELINE_RANGE)
+    top = budget or cost.of(derived)
+    if limits:
+        top = min(top, reachable(space, cost, limits)[1])
+    low, high = (share * top for share in BASELINE_RANGE)
     generator = torch.Generator().manual_seed(seed)
-    sampler = RangeSampler(space, cost, low, min(high, reachable(space, cost)[1]))
+    sampler = RangeSampler(space, cost, low, min(high, reachable(space, cost)[1]), limits)
     return {f"random_{i}": sampler.sample(generator) for i in range(cfg.num_baselines)}
 
 
@@ -132,13 +144,13 @@ def _measure(
     data: Data,
 ) -> None:
     """Add predicted and measured latency and MACs; all networks are timed in turns."""
-    latency, macs = measured.latency(space), macs_cost(space.choices, measured.sites)
+    macs, predict = measured.cost(space, "macs"), measured.on_target(space).predict
     timings: list[Any] = [None] * len(entries)
     if measured.is_here:
-        found = measured.networks(space, architectures, data.info.num_classes)
+        found = measured.networks(space, architectures)
         timings = [asdict(one.measurement) for one in found]
     for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
-        entry["predicted_ms"] = latency and latency.of(architecture)
+        entry["predicted_ms"] = predict and predict(architecture)
         entry["measured_ms"] = timing
         entry["macs"] = round(macs.of(architecture))
 

@@ -12,10 +12,9 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from latency.table import LatencyTable, Measurement
-from supernet.choice import Architecture
+from latency.table import LatencyTable
 from supernet.data import Data
-from supernet.derive import reachable
+from supernet.derive import check_limits, reachable
 from supernet.engine import Diverged, make_accelerator
 from supernet.files import read_json
 from supernet.outcome import conclude, summary
@@ -27,6 +26,7 @@ from supernet_scripts.common import (
     Measured,
     command,
     hide_other_ranks,
+    make_objective,
     make_space,
     measure_space,
     merged,
@@ -72,22 +72,21 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     set_num_threads(cfg.num_threads)
     data = instantiate(cfg.data)
     space = make_space(cfg, data)
-    objective = instantiate(cfg.objective)
+    objective = make_objective(cfg)
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
     measured = _measure(cfg, accelerator, run, data, space)
     cost = measured.cost(space, objective.cost)
+    limits = measured.limits(space, objective)
     objective.prepare(reachable(space, cost), cost.unit)
+    check_limits(space, cost, objective.budget, limits)
     relaxation = instantiate(cfg.mixed_op)
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
-    problem = Problem(space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed)
+    problem = Problem(
+        space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed, limits
+    )
     answer = strategy.search(problem, run)
-
-    def whole(architecture: Architecture) -> Measurement:
-        classes = data.info.num_classes
-        return measured.networks(space, [architecture], classes)[0].measurement
-
-    measure = whole if measured.is_here else None
-    result = conclude(problem, run, answer, measured.latency(space), measure, cfg.bn_batches)
+    target = measured.on_target(space, cfg.measure)
+    result = conclude(problem, run, answer, target, cfg.bn_batches)
     if run.main:
         log.info("derived: %s", " ".join(result["architecture"].values()))
         log.info(summary(result))
@@ -112,7 +111,7 @@ def _measure(
         return measure_space(cfg, data, space, with_table=False)
     measured = measure_space(cfg, data, space, with_table=run.main)
     if run.main:
-        validate_if_new(cfg, measured, space, data.info.num_classes)
+        validate_if_new(cfg, measured, space)
     table = [measured.table.to_dict() if measured.table else None]
     measured.table = LatencyTable.from_dict(broadcast_object_list(table)[0])
     if run.main:

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     drawn, classes, output = [*fitted, *held_out], data.info.num_classes, Path(cfg.output)
     table = measured.table
     if table is not None:
-        networks = measured.networks(space, drawn, classes)
+        networks = measured.networks(space, drawn)
     else:
         table, networks = measure_with_networks(
             measured.sites,
@@ -37,7 +37,8 @@ def main(cfg: DictConfig) -> None:
             in_chans=space.in_chans,
             journal=output.with_name(f"{output.name}.progress"),
         )
-    calibration = calibrate(space, measured.sites, table, fitted, held_out, networks)
+    sites = [measured.sites_of(space, architecture) for architecture in drawn]
+    calibration = calibrate(space, table, sites, networks, len(fitted))
     table.save(output)
     keep(cache_path(measured.backend, measured.target, cfg.latency.cache_dir), table)
     print(describe(calibration))

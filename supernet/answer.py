@@ -11,6 +11,7 @@ from torch import Tensor
 from latency.model import AdditiveCost
 from supernet.choice import Architecture
 from supernet.derive import Infeasible, derive
+from supernet.limits import Limit
 from supernet.space import SearchSpace
 
 
@@ -32,15 +33,20 @@ class MostProbable(Answer):
     Args:
         scores: by choice, as `Relaxation.scores` gives them.
         cost: that the budget is of.
+        limits: on further costs.
     """
 
     def __init__(
-        self, space: SearchSpace, scores: Mapping[str, Tensor], cost: AdditiveCost
+        self,
+        space: SearchSpace,
+        scores: Mapping[str, Tensor],
+        cost: AdditiveCost,
+        limits: Sequence[Limit] = (),
     ) -> None:
-        self.space, self.scores, self.cost = space, scores, cost
+        self.space, self.scores, self.cost, self.limits = space, scores, cost, limits
 
     def best(self, budget: float | None) -> Architecture:
-        return derive(self.space, self.scores, self.cost, budget)
+        return derive(self.space, self.scores, self.cost, budget, self.limits)
 
 
 class BestRanked(Answer):
@@ -48,17 +54,33 @@ class BestRanked(Answer):
 
     Args:
         ranked: records with `architecture`, `cost`, `rank_value`, `loss` and `candidate`.
+        limits: on further costs.
     """
 
-    def __init__(self, space: SearchSpace, ranked: Sequence[Mapping[str, Any]]) -> None:
-        self.space, self.ranked = space, ranked
+    def __init__(
+        self,
+        space: SearchSpace,
+        ranked: Sequence[Mapping[str, Any]],
+        limits: Sequence[Limit] = (),
+    ) -> None:
+        self.space, self.ranked, self.limits = space, ranked, limits
 
     def best(self, budget: float | None) -> Architecture:
-        within = [r for r in self.ranked if budget is None or r["cost"] <= budget]
+        within = [
+            r
+            for r in self.ranked
+            if (budget is None or r["cost"] <= budget)
+            and self._holds(r["architecture"])
+        ]
         if not within:
+            meets = " and ".join(["", *map(str, self.limits)])
             raise Infeasible(
-                f"none of the {len(self.ranked)} ranked architectures costs at most {budget}; the "
-                f"cheapest costs {min(r['cost'] for r in self.ranked):.6g}"
+                f"none of the {len(self.ranked)} ranked architectures costs at most {budget}"
+                f"{meets}; the cheapest costs {min(r['cost'] for r in self.ranked):.6g}"
             )
         best = min(within, key=lambda r: (r["rank_value"], r["loss"], r["candidate"]))
         return self.space.architecture(best["architecture"])
+
+    def _holds(self, options: Mapping[str, str]) -> bool:
+        architecture = self.space.architecture(options)
+        return all(limit.holds(architecture) for limit in self.limits)

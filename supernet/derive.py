@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from scipy.optimize import Bounds, milp
 from scipy.optimize import LinearConstraint as Rows
 from torch import Tensor
 
 from latency.model import AdditiveCost
 from supernet.choice import Architecture
+from supernet.limits import Cost, Limit, figure
 from supernet.space import LinearConstraint, SearchSpace
 
 # HiGHS stops at an absolute gap of 1e-6: scaled up, scores that differ by more than 1e-10 are told
@@ -28,44 +30,99 @@ def derive(
     scores: Mapping[str, Tensor],
     cost: AdditiveCost | None = None,
     budget: float | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Architecture:
-    """The valid architecture of the largest total score whose cost is at most `budget`.
+    """The valid architecture of the largest total score within a budget and all limits.
 
     Args:
         scores: by choice, shape (num_options,); log-probabilities give the most probable one.
-        cost: additive cost, in its own unit.
+        cost: what the budget is for, in its own unit.
         budget: largest cost allowed; None for no limit.
+        limits: on further costs.
 
     Raises:
-        Infeasible: no valid architecture meets the budget; the message has the reachable range.
+        Infeasible: no valid architecture is within them; the message has the reachable range.
     """
-    limits = list(space.constraints)
+    bounds = list(limits)
     if budget is not None:
         assert cost is not None, "a budget needs a cost"
-        limits.append(LinearConstraint(_terms(space, cost.per_option), upper=budget - cost.fixed))
-    scores = space.scores(scores)
-    while True:
-        found = _solve(space, scores, limits)
-        if found is None:
-            low, high = reachable(space, cost) if cost is not None else (math.nan, math.nan)
-            raise Infeasible(
-                f"no valid architecture meets {budget:.6g} {cost.unit if cost else ''}: "
-                f"the reachable range is {low:.6g} to {high:.6g}"
-            )
-        if budget is None or cost is None or cost.of(found) <= budget:
-            return found
-        # The solver's tolerance let it through by a hair: exclude it and look again.
-        limits.append(LinearConstraint(dict.fromkeys(found, 1.0), upper=len(space.choices) - 1))
+        bounds.insert(0, Limit(cost, budget))
+    found = _best(space, space.scores(scores), bounds)
+    if found is None:
+        raise Infeasible(_refusal(space, bounds))
+    return found
 
 
-def reachable(space: SearchSpace, cost: AdditiveCost) -> tuple[float, float]:
-    """Cost of the cheapest and of the dearest valid architecture."""
+def reachable(
+    space: SearchSpace, cost: AdditiveCost, limits: Sequence[Limit] = ()
+) -> tuple[float, float]:
+    """Cost of the cheapest and of the dearest valid architecture within the limits.
+
+    Raises:
+        Infeasible: there is none.
+    """
     ends = []
     for sign in (-1.0, 1.0):
-        found = _solve(space, {n: sign * v for n, v in cost.per_option.items()}, space.constraints)
-        assert found is not None, "the space has no valid architecture"
+        found = _best(space, {n: sign * v for n, v in cost.per_option.items()}, limits)
+        if found is None:
+            raise Infeasible(_refusal(space, limits))
         ends.append(cost.of(found))
     return ends[0], ends[1]
+
+
+def check_limits(
+    space: SearchSpace, cost: AdditiveCost, budget: float | None, limits: Sequence[Limit]
+) -> None:
+    """Make sure before training that budget and limits can be met, all at once.
+
+    Raises:
+        Infeasible: names what cannot be met, and what can be reached.
+    """
+    nothing = {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
+    derive(space, nothing, cost, budget, limits)
+
+
+def _best(
+    space: SearchSpace, scores: Mapping[str, Tensor], bounds: Sequence[Limit]
+) -> Architecture | None:
+    """Solve, and as long as the answer is above a bound, add the row that forbids it."""
+    rows = [*space.constraints, *(row for b in bounds for row in b.cost.rows(b.upper))]
+    while True:
+        found = _solve(space, scores, rows)
+        if found is None:
+            return None
+        broken = [bound for bound in bounds if not bound.holds(found)]
+        if not broken:
+            return found
+        rows += [bound.cost.cut(found, bound.upper) for bound in broken]
+
+
+def _refusal(space: SearchSpace, bounds: Sequence[Limit]) -> str:
+    """Why nothing is within the bounds: the first that cannot be met alone, else all of them."""
+    ranges = []
+    for bound in bounds:
+        low, reach = _reach(space, bound.cost)
+        if bound.upper < low:
+            return f"no valid architecture meets {bound}: the reachable range is {reach}"
+        ranges.append(f"{bound.cost.name} {reach}")
+    if not bounds:
+        return "the space has no valid architecture; exclude fewer candidates"
+    return (
+        f"no valid architecture meets {' and '.join(map(str, bounds))} together; alone, they "
+        f"reach: {', '.join(ranges)}"
+    )
+
+
+def _reach(space: SearchSpace, cost: Cost) -> tuple[float, str]:
+    """The lowest cost of all valid architectures, and the range in words."""
+    if isinstance(cost, AdditiveCost):
+        low, high = reachable(space, cost)
+        return low, f"{figure(low)} to {figure(high)} {cost.unit}"
+    nothing = {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
+    low = math.inf
+    while (found := _best(space, nothing, [Limit(cost, math.nextafter(low, 0.0))])) is not None:
+        low = cost.of(found)
+    return low, f"{figure(low)} {cost.unit} and more"
 
 
 def _terms(space: SearchSpace, values: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
@@ -79,7 +136,7 @@ def _terms(space: SearchSpace, values: Mapping[str, Tensor]) -> dict[tuple[str, 
 def _solve(
     space: SearchSpace,
     scores: Mapping[str, Tensor],
-    constraints: tuple[LinearConstraint, ...] | list[LinearConstraint],
+    constraints: Sequence[LinearConstraint],
 ) -> Architecture | None:
     """Maximise sum of scores over binary x[choice, option], one option a choice."""
     terms = _terms(space, scores)
@@ -91,7 +148,7 @@ def _solve(
     rows = [
         LinearConstraint({(c.name, o): 1.0 for o in c.options}, 1.0, 1.0) for c in space.choices
     ]
-    rows += constraints
+    rows += [LinearConstraint(dict.fromkeys(space.excluded, 1.0), upper=0.0), *constraints]
     matrix = np.zeros((len(rows), len(columns)))
     for row, constraint in zip(matrix, rows, strict=True):
         for pair, value in constraint.terms.items():

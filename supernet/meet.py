@@ -25,8 +25,8 @@ class Attempt:
     """A derived network and what it turned out to need.
 
     Attributes:
-        allowed: largest predicted cost that it was derived under; None without a budget.
-        predicted: its predicted cost.
+        allowed: largest cost that it was derived under; None without a budget.
+        predicted: its predicted latency.
         measured: of the whole network.
     """
 
@@ -51,18 +51,17 @@ class Met:
     Attributes:
         attempts: in order.
         best: the attempt that is taken.
-        binding: whether the budget kept the search from an architecture that it likes better.
     """
 
     attempts: list[Attempt]
     best: Attempt
-    binding: bool
 
 
 def meet(
     answer: Answer,
     budget: float | None,
     cost: AdditiveCost,
+    predict: Callable[[Architecture], float],
     measure: Callable[[Architecture], Measurement],
 ) -> Met:
     """Find the best architecture whose measured latency is within the budget, and close to it.
@@ -72,7 +71,8 @@ def meet(
 
     Args:
         budget: in ms; None measures the unconstrained answer.
-        cost: predicted latency.
+        cost: what the answer's budget is of.
+        predict: latency of the whole network, in ms; at most its cost.
         measure: the whole network, in ms.
 
     Raises:
@@ -80,8 +80,8 @@ def meet(
     """
     wanted = answer.best(None)
     if budget is None:
-        attempt = Attempt(wanted, None, cost.of(wanted), measure(wanted))
-        return Met([attempt], attempt, binding=False)
+        attempt = Attempt(wanted, None, predict(wanted), measure(wanted))
+        return Met([attempt], attempt)
     attempts: list[Attempt] = []
     allowed = budget
     for _ in range(MAX_TRIES):
@@ -93,7 +93,7 @@ def meet(
             break
         if any(found == a.architecture for a in attempts):
             break
-        attempt = Attempt(found, allowed, cost.of(found), measure(found))
+        attempt = Attempt(found, allowed, predict(found), measure(found))
         attempts.append(attempt)
         used = attempt.measured.median_ms / budget
         log.info(
@@ -102,7 +102,7 @@ def meet(
         )  # fmt: skip
         if used <= 1 and (found == wanted or used >= 1 - TOLERANCE):
             break
-        allowed = (1 - MARGIN) * attempt.predicted / used
+        allowed = (1 - MARGIN) * cost.of(found) / used
     within = [a for a in attempts if a.measured.median_ms <= budget]
     if within:
         best = max(within, key=lambda a: a.allowed or 0.0)
@@ -112,4 +112,4 @@ def meet(
             "no derived network was measured within %.4g ms: the fastest of %d takes %.4g ms",
             budget, len(attempts), best.measured.median_ms,
         )  # fmt: skip
-    return Met(attempts, best, binding=best.architecture != wanted)
+    return Met(attempts, best)

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 UNITS = {"ms": 1.0, "us": 1e3}
-COSTS = ("latency", "macs", "params")
+COSTS = ("latency", "macs", "params", "energy")
+LIMITS = (*COSTS, "peak_memory")
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Objective(ABC):
     """A task loss and an additive cost in one number.
 
-    At most one of the three budgets is given; whatever the loss, derivation obeys it.
+    At most one of the three budgets is given; whatever the loss, derivation obeys it and the
+    limits.
 
     Args:
-        cost: which additive cost: latency (ms), macs or params (counts).
+        cost: which additive cost: latency (ms), macs or params (counts), or energy (mJ).
         budget_ms: largest latency of the derived network.
         budget: largest cost where the cost is not a latency.
         budget_share: budget as a share of the dearest valid architecture's cost.
+        limits: largest values of other costs, by name, peak_memory (bytes) among them; None is no
+            limit.
     """
 
     def __init__(
@@ -31,6 +38,7 @@ class Objective(ABC):
         budget_ms: float | None = None,
         budget: float | None = None,
         budget_share: float | None = None,
+        limits: Mapping[str, float | None] = _NONE,
     ) -> None:
         if cost not in COSTS:
             raise ValueError(f"objective.cost={cost!r} is unknown; valid: {', '.join(COSTS)}")
@@ -41,8 +49,20 @@ class Objective(ABC):
         if budget_ms is not None and cost != "latency":
             raise ValueError(f"objective.budget_ms is for latency; for {cost} use objective.budget")
         if budget is not None and cost == "latency":
-            raise ValueError("objective.budget is for macs and params; use objective.budget_ms")
-        for name, value in set_.items():
+            raise ValueError("objective.budget is not for latency; use objective.budget_ms")
+        self.limits = {name: value for name, value in limits.items() if value is not None}
+        for name in self.limits:
+            if name not in LIMITS:
+                raise ValueError(
+                    f"objective.limits.{name} is unknown; valid: {', '.join(LIMITS)}"
+                )
+            if name == cost:
+                own = "budget_ms" if cost == "latency" else "budget"
+                raise ValueError(
+                    f"objective.limits.{name}: {name} is objective.cost already; "
+                    f"limit it with objective.{own}"
+                )
+        for name, value in {**set_, **{f"limits.{k}": v for k, v in self.limits.items()}}.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"objective.{name} must be a positive number; got {value}")
         self.cost = cost
@@ -67,23 +87,21 @@ class Objective(ABC):
         if self.budget is None:
             return
         share = f" (budget_share {self.share} of {high:.6g})" if self.share else ""
-        reach = (
-            f"{self.cost} of this space on this target reaches from {low:.6g} to {high:.6g} {unit}"
-        )
-        if self.budget < low:
-            raise ValueError(f"a budget of {self.budget:.6g} {unit}{share} cannot be met: {reach}")
-        if self.budget > high:
-            raise ValueError(
-                f"a budget of {self.budget:.6g} {unit}{share} rules nothing out: {reach}; give a "
-                "smaller one, choose a larger space, or search without one (objective=none)"
-            )
+        check_reachable(self.cost, self.budget, reachable, unit, share)
 
     @abstractmethod
-    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
-        """Scalars in, scalar out; `cost` is the expected cost in its own unit."""
+    def loss(
+        self, task_loss: Tensor, cost: Tensor, limited: Mapping[str, Tensor] = _NONE
+    ) -> Tensor:
+        """Scalars in, scalar out.
 
-    def update(self, cost: float) -> None:  # noqa: B027
-        """Learn from the expected cost after an architecture step; by default nothing."""
+        Args:
+            cost: expected cost in its own unit.
+            limited: by name, the expected costs that are additive and limited.
+        """
+
+    def update(self, cost: float, limited: Mapping[str, float] = _NONE) -> None:  # noqa: B027
+        """Learn from the expected costs after an architecture step; by default nothing."""
 
     def rank(self, accuracy: float, task_loss: float, cost: float) -> float:
         """What ranks finished architectures, lower is better: by default the accuracy alone."""
@@ -91,8 +109,13 @@ class Objective(ABC):
 
     @property
     def multiplier(self) -> float | None:
-        """The learned multiplier, where there is one."""
+        """The learned multiplier of the budget, where there is one."""
         return None
+
+    @property
+    def multipliers(self) -> Mapping[str, float]:
+        """The learned multipliers of limits, by name."""
+        return _NONE
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -101,10 +124,36 @@ class Objective(ABC):
         assert not state, state
 
 
+def check_reachable(
+    cost: str, budget: float, reachable: tuple[float, float], unit: str, origin: str = ""
+) -> None:
+    """Refuse a budget that no architecture meets, or that every architecture meets.
+
+    Args:
+        cost: its name.
+        reachable: cost of the cheapest and of the dearest valid architecture.
+        origin: where the budget comes from, for the message.
+
+    Raises:
+        ValueError: with the range.
+    """
+    low, high = reachable
+    reach = f"{cost} of this space on this target reaches from {low:.6g} to {high:.6g} {unit}"
+    if budget < low:
+        raise ValueError(f"a budget of {budget:.6g} {unit}{origin} cannot be met: {reach}")
+    if budget > high:
+        raise ValueError(
+            f"a budget of {budget:.6g} {unit}{origin} rules nothing out: {reach}; give a smaller "
+            "one, choose a larger space, or search without one (objective=none)"
+        )
+
+
 class TaskOnly(Objective):
     """CE: the cost is ignored while searching (a budget still binds the derivation)."""
 
-    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+    def loss(
+        self, task_loss: Tensor, cost: Tensor, limited: Mapping[str, Tensor] = _NONE
+    ) -> Tensor:
         return task_loss
 
 
@@ -127,7 +176,9 @@ class Additive(_Penalty):
         self.lambda2 = lambda2
         self.weight_decay = None if lambda1 is None else 2 * lambda1
 
-    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+    def loss(
+        self, task_loss: Tensor, cost: Tensor, limited: Mapping[str, Tensor] = _NONE
+    ) -> Tensor:
         return task_loss + self.lambda2 * cost
 
 
@@ -173,7 +224,9 @@ class Proxyless(_Logarithmic):
         self._check(ref)
         self.log_ref = math.log(ref)
 
-    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+    def loss(
+        self, task_loss: Tensor, cost: Tensor, limited: Mapping[str, Tensor] = _NONE
+    ) -> Tensor:
         return task_loss * self.alpha * (self._log(cost) / self.log_ref) ** self.beta
 
 
@@ -190,7 +243,9 @@ class FBNet(_Logarithmic):
     ) -> None:
         super().__init__(alpha, beta, unit, **budget)
 
-    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+    def loss(
+        self, task_loss: Tensor, cost: Tensor, limited: Mapping[str, Tensor] = _NONE
+    ) -> Tensor:
         return task_loss * self.alpha * self._log(cost) ** self.beta
 
 
@@ -200,7 +255,8 @@ class Budget(Objective):
     With the violation g = E / budget - 1, an architecture step minimises
     CE + 1/2 (max(0, multiplier + g)^2 - multiplier^2), then the multiplier moves to
     max(0, multiplier + rate g) (Bertsekas 1982, section 2.2, with penalty 1). The rate is
-    `ascent / num_steps`, so that searches of any length have the same reach.
+    `ascent / num_steps`, so that searches of any length have the same reach. Each limit of an
+    additive cost has a term and a multiplier of its own.
 
     Args:
         ascent: what the multiplier gains over a whole search in which E is twice the budget.
@@ -211,27 +267,46 @@ class Budget(Objective):
         if self.budget is None and self.share is None:
             raise ValueError(
                 "objective=budget needs a budget: set objective.budget_ms (latency), "
-                "objective.budget (macs, params) or objective.budget_share (of the largest network)"
+                "objective.budget (any other cost) or objective.budget_share (of the largest "
+                "network)"
             )
         self.ascent = ascent
         self._multiplier = 0.0
+        self._multipliers: dict[str, float] = {}
 
     @property
     def multiplier(self) -> float:
         return self._multiplier
 
-    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
-        assert self.budget is not None
-        pressure = torch.clamp(self._multiplier + cost / self.budget - 1, min=0)
-        return task_loss + 0.5 * (pressure**2 - self._multiplier**2)
+    @property
+    def multipliers(self) -> Mapping[str, float]:
+        return self._multipliers
 
-    def update(self, cost: float) -> None:
+    def loss(
+        self, task_loss: Tensor, cost: Tensor, limited: Mapping[str, Tensor] = _NONE
+    ) -> Tensor:
+        assert self.budget is not None
+        loss = task_loss + _penalty(self._multiplier, cost / self.budget - 1)
+        for name, value in limited.items():
+            multiplier = self._multipliers.get(name, 0.0)
+            loss = loss + _penalty(multiplier, value / self.limits[name] - 1)
+        return loss
+
+    def update(self, cost: float, limited: Mapping[str, float] = _NONE) -> None:
         assert self.budget is not None
         rate = self.ascent / self.num_steps
         self._multiplier = max(0.0, self._multiplier + rate * (cost / self.budget - 1))
+        for name, value in limited.items():
+            moved = self._multipliers.get(name, 0.0) + rate * (value / self.limits[name] - 1)
+            self._multipliers[name] = max(0.0, moved)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"multiplier": self._multiplier}
+        return {"multiplier": self._multiplier, "multipliers": dict(self._multipliers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._multiplier = float(state["multiplier"])
+        self._multipliers = dict(state["multipliers"])
+
+
+def _penalty(multiplier: float, violation: Tensor) -> Tensor:
+    return 0.5 * (torch.clamp(multiplier + violation, min=0) ** 2 - multiplier**2)

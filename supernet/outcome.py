@@ -4,93 +4,117 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from latency.model import LatencyModel
 from latency.table import Measurement
 from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.derive import reachable
 from supernet.estimators.shared_weights import SharedWeights
 from supernet.files import write_json
-from supernet.meet import Met, meet
-from supernet.strategies.base import Problem, Run
+from supernet.meet import meet
+from supernet.strategies.base import Problem, Run, limit_records
+from supernet.tracking import read_journal
 
-Measure = Callable[[Architecture], Measurement]
+
+@dataclass(frozen=True)
+class OnTarget:
+    """A derived network seen from its target; what is not known there is None.
+
+    Attributes:
+        predict: latency in ms.
+        add_up: the uncalibrated sum, in ms.
+        measure: the whole network.
+    """
+
+    predict: Callable[[Architecture], float] | None
+    add_up: Callable[[Architecture], float] | None
+    measure: Callable[[Architecture], Measurement] | None
 
 
 def conclude(
-    problem: Problem,
-    run: Run,
-    answer: Answer,
-    latency: LatencyModel | None,
-    measure: Measure | None,
-    bn_batches: int,
+    problem: Problem, run: Run, answer: Answer, target: OnTarget, bn_batches: int
 ) -> dict[str, Any]:
     """Derive, measure and judge; write `architecture.json` and `result.json`.
 
-    A budget of latency holds for the measured network: see `meet`.
-
     Args:
-        latency: predicts the latency; None without a table.
-        measure: the whole network on the target; None where the target is elsewhere.
-        bn_batches: batches that recalibrate its batch norms.
+        bn_batches: batches that recalibrate the network's batch norms.
 
     Returns:
-        The content of `result.json`; `objective` is the error in percent on the architecture half,
-        to be minimised by a sweeper.
+        The content of `result.json`.
     """
-    met = _meet(problem, answer, measure) if run.main else None
-    found = met.best.architecture if met else None
-    if met is None:
-        found = answer.best(problem.objective.budget)
-    assert found is not None
-    found = problem.space.architecture(broadcast_object_list([dict(found)])[0])
-    judged = judge(problem, found, latency, bn_batches)
-    measured = None
-    if run.main and measure is not None:
-        measured = met.best.measured if met else measure(found)
-    result = {
-        **judged,
-        "budget": problem.objective.budget,
-        "reachable": list(reachable(problem.space, problem.cost)),
-        "measured_ms": measured and asdict(measured),
-        "binding": met.binding if met else found != answer.best(None),
-        "attempts": [attempt.to_dict() for attempt in met.attempts] if met else [],
-        "objective": 100 - judged["accuracy"] if math.isfinite(judged["loss"]) else 100.0,
-        "seconds": {"search": time.perf_counter() - run.started},
-    }
+    budget = problem.objective.budget
+    result = resolve(problem, answer, target, bn_batches, budget, _expected(run))
+    result["seconds"] = {"search": time.perf_counter() - run.started}
     if run.main:
-        found.save(run.folder / "architecture.json")
+        problem.space.architecture(result["architecture"]).save(run.folder / "architecture.json")
         write_json(run.folder / "result.json", result)
     return result
 
 
-def _meet(problem: Problem, answer: Answer, measure: Measure | None) -> Met | None:
-    """None where the budget is not of latency, or nothing can be measured here."""
-    if measure is None or problem.cost.name != "latency":
-        return None
-    return meet(answer, problem.objective.budget, problem.cost, measure)
-
-
-def judge(
-    problem: Problem, architecture: Architecture, latency: LatencyModel | None, bn_batches: int
+def resolve(
+    problem: Problem,
+    answer: Answer,
+    target: OnTarget,
+    bn_batches: int,
+    budget: float | None,
+    expected: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Predicted costs, and the accuracy with inherited weights, as `result.json` has them."""
-    accuracy, loss = SharedWeights(problem, 256, bn_batches).accuracy(architecture)
+    """The best network under a budget, measured and judged with inherited weights.
+
+    A budget of latency holds for the measured network (`meet`) where it can be measured. In several
+    processes the first one measures, and all judge its architecture.
+
+    Args:
+        expected: what the search expected of limited costs at its end.
+
+    Returns:
+        As `result.json` has it; `objective` is the error in percent on the architecture half, to be
+        minimised by a sweeper.
+
+    Raises:
+        Infeasible: no architecture meets the budget.
+    """
+    space, cost = problem.space, problem.cost
+    found, measured, attempts = answer.best(budget), None, []
+    if target.measure is not None and problem.accelerator.is_main_process:
+        if cost.name == "latency":
+            assert target.predict is not None
+            met = meet(answer, budget, cost, target.predict, target.measure)
+            found, measured = met.best.architecture, met.best.measured
+            attempts = [attempt.to_dict() for attempt in met.attempts]
+        else:
+            measured = target.measure(found)
+    found = space.architecture(broadcast_object_list([dict(found)])[0])
+    accuracy, loss = SharedWeights(problem, 256, bn_batches).accuracy(found)
+    predicted_ms = target.predict and target.predict(found)
     return {
-        "cost": {"name": problem.cost.name, "unit": problem.cost.unit},
-        "predicted": problem.cost.of(architecture),
-        "predicted_ms": latency and latency.of(architecture),
-        "uncalibrated_ms": latency and latency.uncalibrated.of(architecture),
+        "cost": {"name": cost.name, "unit": cost.unit},
+        "budget": budget,
+        "reachable": list(reachable(space, cost)),
+        "predicted": predicted_ms if cost.name == "latency" else cost.of(found),
+        "limits": limit_records(problem, found, expected or {}),
+        "predicted_ms": predicted_ms,
+        "uncalibrated_ms": target.add_up and target.add_up(found),
+        "measured_ms": measured and asdict(measured),
+        "binding": budget is not None and found != answer.best(None),
+        "attempts": attempts,
         "accuracy": accuracy,
         "loss": loss,
-        "architecture": dict(architecture),
+        "architecture": dict(found),
+        "objective": 100 - accuracy if math.isfinite(loss) else 100.0,
     }
+
+
+def _expected(run: Run) -> dict[str, float]:
+    """The expected value of each limited cost after the last epoch, where it has one."""
+    records = read_journal(run.folder / "metrics.jsonl") if run.main else []
+    limits: dict[str, Any] = next((r["limits"] for r in records[::-1] if "limits" in r), {})
+    return {k: v["expected"] for k, v in limits.items() if v["expected"] is not None}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -100,8 +124,10 @@ def summary(result: dict[str, Any]) -> str:
     if result["measured_ms"] is not None:
         parts.append(f"measured {result['measured_ms']['median_ms']:.4g} ms")
     if result["budget"] is not None:
-        binds = "" if result["binding"] else " (does not bind)"
+        binds = "" if result["binding"] else " (not binding)"
         parts.insert(0, f"budget {result['budget']:.4g} {cost['unit']}{binds}")
+    for name, limit in result["limits"].items():
+        parts.append(f"{name} {limit['derived']:.4g} of {limit['limit']:.4g} {limit['unit']}")
     low, high = result["reachable"]
     parts.append(f"reachable {low:.4g} to {high:.4g} {cost['unit']}")
     parts.append(f"accuracy {result['accuracy']:.1f}% with inherited weights")

@@ -3,68 +3,110 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from latency.model import AdditiveCost
 from supernet.choice import Architecture
+from supernet.limits import Limit
 from supernet.space import SearchSpace
 
-_NUM_BINS = 4096
+_NUM_BINS = (4096, 512, 64, 24)  # of each axis, by the number of axes
 
 
 class RangeSampler:
-    """Draws uniformly from {valid architectures with low <= cost <= high}.
+    """Draws uniformly from {valid architectures with low <= cost <= high and within the limits}.
 
-    Costs are rounded to bins and completions are counted by dynamic programming over the choices,
-    which gives an exactly uniform draw from a slightly larger set; what falls outside the range or
-    is not valid is rejected. Unlike plain rejection it does not starve when the range holds a tiny
-    share of the space.
+    Additive costs are rounded to bins, an axis each, and completions are counted by dynamic
+    programming over the choices, which gives an exactly uniform draw from a slightly larger set;
+    what falls outside a range or is not valid is rejected. Unlike plain rejection it does not
+    starve when the range holds a tiny share of the space.
 
     Args:
         low, high: in the unit of `cost`.
+        limits: on further costs.
 
     Raises:
         ValueError: nothing in the range.
     """
 
-    def __init__(self, space: SearchSpace, cost: AdditiveCost, low: float, high: float) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        cost: AdditiveCost,
+        low: float,
+        high: float,
+        limits: Sequence[Limit] = (),
+    ) -> None:
         self.space, self.cost, self.low, self.high = space, cost, low, high
-        tables = [cost.per_option[choice.name].numpy() for choice in space.choices]
+        self.limits = tuple(limits)
+        self.rows = [
+            row
+            for limit in limits
+            if not isinstance(limit.cost, AdditiveCost)
+            for row in limit.cost.rows(limit.upper)
+        ]
+        too_much = {p for row in self.rows for p, value in row.terms.items() if value > row.upper}
+        self.options = [
+            [option for option in space.allowed(choice) if (choice.name, option) not in too_much]
+            for choice in space.choices
+        ]
+        if not all(self.options):
+            raise ValueError(self._empty())
+        additive = [(x.cost, x.upper) for x in limits if isinstance(x.cost, AdditiveCost)]
+        axes = [(cost, low, high), *((other, -math.inf, upper) for other, upper in additive)]
+        binned = [self._bin(*axis, num_bins=_NUM_BINS[len(axes) - 1]) for axis in axes]
+        # by choice, (num_options, num_axes): bins that each option takes
+        by_choice = zip(*(steps for steps, _, _ in binned), strict=True)
+        self.steps = [np.stack(steps, axis=1) for steps in by_choice]
+        first, self.last = [b[1] for b in binned], [b[2] for b in binned]
+        if any(end < start for start, end in zip(first, self.last, strict=True)):
+            raise ValueError(self._empty())
+        self.counts = self._count(first)
+        if self.counts[0][tuple(self.last)] == 0:
+            raise ValueError(self._empty())
+
+    def _bin(
+        self, cost: AdditiveCost, low: float, high: float, num_bins: int
+    ) -> tuple[list[np.ndarray], int, int]:
+        """Bins of every option, and the first and last bin of the range."""
+        tables = [
+            cost.per_option[choice.name].numpy()[[choice.index(o) for o in options]]
+            for choice, options in zip(self.space.choices, self.options, strict=True)
+        ]
         floor = cost.fixed + sum(float(table.min()) for table in tables)
         span = sum(float(np.ptp(table)) for table in tables) or 1.0
-        width = span / _NUM_BINS
-        self.steps = [np.rint((t - t.min()) / width).astype(int) for t in tables]
+        width = max(min(high - floor, span), 1e-9 * span) / num_bins  # fine where the range is low
+        steps = [np.rint((t - t.min()) / width).astype(int) for t in tables]
         slack = (len(tables) + 1) / 2  # each rounding is off by half a bin at most
-        self.first = max(0, math.floor((low - floor) / width - slack))
-        last = math.ceil(min((high - floor) / width + slack, sum(s.max() for s in self.steps)))
-        if last < self.first:
-            raise ValueError(self._empty())
-        self.counts = self._count(last)
-        if self.counts[0][last] == 0:
-            raise ValueError(self._empty())
-        self.last = last
+        first = math.floor(max((low - floor) / width - slack, 0.0))
+        last = math.ceil(min((high - floor) / width + slack, sum(s.max() for s in steps)))
+        return steps, first, last
 
     def _empty(self) -> str:
+        limits = "".join(f" and has {limit}" for limit in self.limits)
         return (
             f"no architecture of this space costs {self.low:.6g} to {self.high:.6g} "
-            f"{self.cost.unit}; widen the range or change the budget"
+            f"{self.cost.unit}{limits}; widen the range or change the budget"
         )
 
-    def _count(self, last: int) -> list[np.ndarray]:
+    def _count(self, first: list[int]) -> list[np.ndarray]:
         """counts[i][r]: weight of the settings of choices i.. whose bins sum to within reach,
-        when r bins are left before the upper end. Scaled to avoid overflow: only ratios matter.
+        when r bins (of each axis) are left before the upper end. Scaled to avoid overflow: only
+        ratios matter.
         """
-        ends = np.zeros(last + 1)
-        ends[: last - self.first + 1] = 1.0  # all choices settled, r bins left
+        ends = np.zeros([last + 1 for last in self.last])  # all choices settled, r bins left
+        ends[tuple(slice(b - a + 1) for a, b in zip(first, self.last, strict=True))] = 1.0
         counts = [ends]
         for steps in reversed(self.steps):
             after = counts[0]
             here = np.zeros_like(after)
             for step in steps:
-                if step <= last:
-                    here[step:] += after[: last + 1 - step]
+                if (step <= self.last).all():
+                    source = tuple(slice(end) for end in np.array(after.shape) - step)
+                    here[tuple(slice(n, None) for n in step)] += after[source]
             counts.insert(0, here / (here.max() or 1.0))
         return counts
 
@@ -76,19 +118,29 @@ class RangeSampler:
         """
         for _ in range(max_tries):
             architecture = self._draw(generator)
-            if self.low <= self.cost.of(architecture) <= self.high and self.space.is_valid(
-                architecture
+            if (
+                self.low <= self.cost.of(architecture) <= self.high
+                and self.space.is_valid(architecture)
+                and all(row.holds(architecture) for row in self.rows)
+                and self._is_within(architecture)
             ):
                 return architecture
         raise ValueError(self._empty())
 
+    def _is_within(self, architecture: Architecture) -> bool:
+        """Within the limits; a combination that is not is known from then on."""
+        broken = next((limit for limit in self.limits if not limit.holds(architecture)), None)
+        if broken is not None and not isinstance(broken.cost, AdditiveCost):
+            self.rows.append(broken.cost.cut(architecture, broken.upper))
+        return broken is None
+
     def _draw(self, generator: torch.Generator) -> Architecture:
-        left, options = self.last, {}
-        for choice, steps, after in zip(
-            self.space.choices, self.steps, self.counts[1:], strict=True
+        left, drawn = np.array(self.last), {}
+        for choice, options, steps, after in zip(
+            self.space.choices, self.options, self.steps, self.counts[1:], strict=True
         ):
-            ways = torch.tensor([after[left - s] if s <= left else 0.0 for s in steps])
-            index = int(torch.multinomial(ways, 1, generator=generator))
-            options[choice.name] = choice.options[index]
-            left -= int(steps[index])
-        return self.space.architecture(options)
+            ways = [after[tuple(left - s)] if (s <= left).all() else 0.0 for s in steps]
+            index = int(torch.multinomial(torch.tensor(ways), 1, generator=generator))
+            drawn[choice.name] = options[index]
+            left = left - steps[index]
+        return self.space.architecture(drawn)

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -56,6 +56,7 @@ class SearchSpace(ABC):
 
     Attributes:
         skip_options: options that compute nothing; their share is logged.
+        excluded: (choice, option) pairs that no valid architecture holds.
     """
 
     skip_options: ClassVar[frozenset[str]] = frozenset()
@@ -69,6 +70,7 @@ class SearchSpace(ABC):
         self.choices = choices
         self.settings = canonical_json(settings)
         self.constraints = constraints
+        self.excluded: frozenset[tuple[str, str]] = frozenset()
         self.in_chans: int = settings["in_chans"]
         self.img_size: int = settings["img_size"]
 
@@ -150,18 +152,66 @@ class SearchSpace(ABC):
             )
         return self.architecture(dict(architecture))
 
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """Take candidates out of what may be chosen, besides those already out.
+
+        The supernet keeps them, so that its weights and logits fit whatever is excluded.
+
+        Args:
+            patterns: "choice=option", or "*=option" for every choice that has it.
+
+        Raises:
+            ValueError: a pattern names no candidate, or a choice would be left without an option.
+        """
+        excluded = set(self.excluded)
+        for pattern in patterns:
+            excluded |= self._candidates_like(pattern)
+        for choice in self.choices:
+            if all((choice.name, option) in excluded for option in choice.options):
+                raise ValueError(
+                    f"exclude leaves choice {choice.name!r} without an option; "
+                    f"keep one of {', '.join(choice.options)}"
+                )
+        self.excluded = frozenset(excluded)
+
+    def _candidates_like(self, pattern: str) -> set[tuple[str, str]]:
+        name, equals, option = pattern.partition("=")
+        if not equals:
+            raise ValueError(f"exclude={pattern!r} is not of the form choice=option or *=option")
+        if name == "*":
+            found = {(choice.name, option) for choice in self.choices if option in choice.options}
+            if not found:
+                options = sorted({option for choice in self.choices for option in choice.options})
+                raise ValueError(
+                    f"exclude={pattern!r}: no choice has option {option!r}; "
+                    f"valid: {', '.join(options)}"
+                )
+            return found
+        if name not in self.by_name:
+            raise ValueError(
+                f"exclude={pattern!r}: {self.id} has no choice {name!r}; "
+                f"valid: *, {', '.join(self.by_name)}"
+            )
+        self.by_name[name].index(option)
+        return {(name, option)}
+
+    def allowed(self, choice: Choice) -> tuple[str, ...]:
+        """The options of a choice that are not excluded."""
+        return tuple(o for o in choice.options if (choice.name, o) not in self.excluded)
+
     def is_valid(self, architecture: Architecture) -> bool:
-        return all(constraint.holds(architecture) for constraint in self.constraints)
+        return self.excluded.isdisjoint(architecture) and all(
+            constraint.holds(architecture) for constraint in self.constraints
+        )
 
     def sample(self, generator: torch.Generator) -> Architecture:
-        """Draw uniformly among the valid architectures (by rejection)."""
+        """Draw uniformly among the valid architectures (by rejection of what is not)."""
+        allowed = {choice.name: self.allowed(choice) for choice in self.choices}
         while True:
             architecture = self.architecture(
                 {
-                    choice.name: choice.options[
-                        int(torch.randint(len(choice.options), (1,), generator=generator))
-                    ]
-                    for choice in self.choices
+                    name: options[int(torch.randint(len(options), (1,), generator=generator))]
+                    for name, options in allowed.items()
                 }
             )
             if self.is_valid(architecture):

@@ -79,6 +79,8 @@ class Commands:
         "strategy.ranking.num_candidates=4",
         "latency.rounds=3",
         "latency.burst_ms=0.2",
+        "latency.network_rounds=3",
+        "latency.num_fit=0",
         "bn_batches=2",
         "objective.budget_share=1",
         "retrain=false",

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from timm.models.efficientnet import EfficientNet, decode_arch_def
 
+from latency.memory import peak_memory
 from latency.sites import trace
 from latency.table import LatencyTable
 from supernet.choice import Architecture
@@ -58,7 +59,7 @@ def site_sum(table: LatencyTable, architecture: Architecture) -> float:
     space = SearchSpace.of(architecture)
     shape = (target.batch, space.in_chans, target.resolution, target.resolution)
     sites = trace(space.build(MixedOp, 10, search=False), space.choices, shape)
-    return sum(
+    return table.overhead_ms + sum(
         table.measurements[site.key].median_ms
         for site in sites
         if site.choice is None or architecture[site.choice] == site.option
@@ -198,6 +199,41 @@ def test_methods_run_through(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mixed_op", ["softmax", "one_shot"])
+def test_limits_and_exclusion_hold_from_search_to_retraining(
+    mixed_op: str, commands: Any, tmp_path: Path
+) -> None:
+    """Excluded candidates are not even measured."""
+    out = ["exclude=['*=k5_e6']", f"mixed_op={mixed_op}"]
+    limits = ["objective.limits.macs=8e4", "objective.limits.peak_memory=9000"]
+    search = [*commands.TINY, *out, *limits, "run_dir=run"]
+    commands.succeed("search", *search, cwd=tmp_path)
+    run = tmp_path / "run"
+    table = LatencyTable.load(run / "latency_table.json")
+    assert not any("48,5x5" in key.op or "48,48,5x5" in key.op for key in table.measurements)
+    result = read(run / "result.json")
+    assert list(result["limits"]) == ["macs", "peak_memory"]
+    architecture = Architecture.load(run / "architecture.json")
+    network = SearchSpace.of(architecture).build_network(architecture, 10)
+    peak = peak_memory(network, (1, 1, 8, 8))
+    assert result["limits"]["peak_memory"]["derived"] == peak <= 9000
+    assert result["limits"]["macs"]["derived"] <= 8e4
+    assert "k5_e6" not in result["architecture"].values()
+    commands.succeed("derive", "run=run", "output=again", cwd=tmp_path)
+    assert dict(Architecture.load(tmp_path / "again" / "architecture.json")) == dict(architecture)
+
+    short = ["recipe.epochs=1", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
+    random = ["baseline=random", "num_baselines=2", "device=cpu"]
+    commands.succeed("retrain", "run=run", *random, *short, cwd=tmp_path)
+    space = SearchSpace.of(architecture)
+    for entry in read(run / "retrain" / "result.json")["networks"]:
+        network = space.build_network(space.architecture(entry["architecture"]), 10)
+        assert peak_memory(network, (1, 1, 8, 8)) <= 9000 and entry["macs"] <= 8e4
+        assert "k5_e6" not in entry["architecture"].values()
+    assert "Predicted peak memory" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_nasbench_cells_run_through(commands: Any, tmp_path: Path) -> None:
     tiny = [word for word in commands.TINY if not word.startswith("space.")]
     cells = ["space=nasbench201", "space.widths=[4,8]", "space.num_cells=1"]
@@ -323,6 +359,11 @@ def test_damaged_files_are_refused(
         (["space.kernels=[3,4]"], "kernels must be odd"),
         (["resume=true"], "resume=true needs run_dir"),
         (["latency.table=missing.json"], "no latency table at missing.json"),
+        (["objective.limits.macs=1"], "macs <= 1 MACs: the reachable range is [0-9]+ to [0-9]+ M"),
+        (["objective.limits.peak_memory=1"], "peak_memory <= 1 bytes: .* is [0-9]+ bytes and more"),
+        (["objective.limits.energy=1"], "'cpu' with runtime 'torch' gave no energy of any oper"),
+        (["objective.limits.latency=1"], "latency is objective.cost already"),
+        (["exclude=['stage1_1=none']"], "'stage1_1' has no option 'none'; valid: k3_e3"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

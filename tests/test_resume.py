@@ -16,7 +16,12 @@ from safetensors import safe_open
 from supernet.checkpoint import load_checkpoint
 
 EPOCHS, STEPS = 4, 4  # steps an epoch; the first two epochs are warm-up
-SETTINGS = (f"strategy.epochs={EPOCHS}", "strategy.warmup_epochs=2", "checkpoint_every=3")
+SETTINGS = (
+    f"strategy.epochs={EPOCHS}",
+    "strategy.warmup_epochs=2",
+    "checkpoint_every=3",
+    "measure=false",
+)
 draw = random.Random(7)
 MOMENTS = {
     "warm-up": ("weight-step", draw.randint(1, 2 * STEPS)),
@@ -62,7 +67,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     first, second = (json.loads((run / "result.json").read_text()) for run in (ours, theirs))
     for result in (first, second):
         del result["seconds"]
-        assert result.pop("measured_ms")["median_ms"] > 0
+        assert result["measured_ms"] is None
     assert first == second
     times = [(run / "timing.jsonl").read_text().splitlines() for run in (ours, theirs)]
     assert len(times[0]) == len(times[1]) == EPOCHS

@@ -34,6 +34,7 @@ class Backend(ABC):
     device: str  # of a target that names none
     devices: str  # the valid ones, in words
     is_here: bool = True  # False: measuring is up to the user
+    framed: bool = False  # whether operations are timed between other layers (`latency.framing`)
 
     def accepts_runtime(self, runtime: str) -> bool:
         """Whether `Target.runtime` names what this backend measures."""

@@ -37,6 +37,7 @@ class Bundle(Backend):
 
     runtime = "onnxruntime"
     dtypes = DTYPES
+    framed = True
     devices = "any name"
 
     def __init__(

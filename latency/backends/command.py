@@ -32,6 +32,7 @@ class Command(LocalBackend):
     """
 
     dtypes = DTYPES
+    framed = True
     devices = "any name"
 
     def __init__(

@@ -22,6 +22,7 @@ class OnnxRuntime(LocalBackend):
 
     runtime = "onnxruntime"
     dtypes = DTYPES
+    framed = True
 
     def __init__(
         self,

@@ -72,6 +72,7 @@ class Ssh(Backend):
 
     runtime = "onnxruntime"
     dtypes = DTYPES
+    framed = True
     devices = "any name"
 
     def __init__(

@@ -35,6 +35,10 @@ class Searchable(nn.Module):
     """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`."""
 
 
+class Parts(nn.Module):
+    """A candidate whose children are measured one by one, since derived networks share some."""
+
+
 class MixedOp(Searchable):
     """Candidates that read the same input: y = sum_i w_i o_i(x) over the active ones.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from supernet.mixed_ops.base import Parts
+
 
 class Zero(nn.Module):
     """`none`: the edge carries nothing."""
@@ -12,17 +14,21 @@ class Zero(nn.Module):
         return x.new_zeros(x.shape)
 
 
-class ReLUConvBN(nn.Sequential):
+class ReLUConvBN(Parts):
     """ReLU, convolution, batch norm; size-preserving at stride 1."""
 
     def __init__(
         self, in_chs: int, out_chs: int, kernel_size: int, stride: int = 1, affine: bool = True
     ) -> None:
-        super().__init__(
-            nn.ReLU(),
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.conv = nn.Sequential(
             nn.Conv2d(in_chs, out_chs, kernel_size, stride, kernel_size // 2, bias=False),
             nn.BatchNorm2d(out_chs, affine=affine),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.relu(x))
 
 
 class ResidualReduction(nn.Module):

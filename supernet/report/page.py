@@ -7,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from latency.table import Target
+
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
@@ -37,3 +39,12 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None) -> str:
     """A percentage with two decimals; a dash for None."""
     return "–" if value is None else f"{value:.2f}"
+
+
+def target_text(target: Target) -> str:
+    """Where a network runs, in words."""
+    threads = f"{target.threads} thread" + ("s" if target.threads != 1 else "")
+    return (
+        f"target {target.device}, {target.runtime}, {threads}, batch {target.batch}, "
+        f"{target.dtype}, {target.resolution} px"
+    )

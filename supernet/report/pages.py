@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latency.table import Calibration, LatencyTable, Target
+from latency.table import Calibration, LatencyTable
 from supernet.files import write_text
 from supernet.report import figures
-from supernet.report.page import number, percent, render
+from supernet.report.page import number, percent, render, target_text
 
 _COLUMNS = {
     "mape": "mean error (%)",
@@ -59,14 +59,6 @@ def predictions_caption(calibration: Calibration) -> str:
         f"{calibration.num_networks} others: {percent(found['mape'])}% off on average, "
         f"{percent(found['worst'])}% at worst. Two halves of the same measurements differ by "
         f"{percent(found['noise'])}%."
-    )
-
-
-def target_text(target: Target) -> str:
-    threads = f"{target.threads} thread" + ("s" if target.threads != 1 else "")
-    return (
-        f"target {target.device}, {target.runtime}, {threads}, batch {target.batch}, "
-        f"{target.dtype}, {target.resolution} px"
     )
 
 

@@ -10,6 +10,7 @@ from supernet.files import write_text
 from supernet.report import figures
 from supernet.report.diagram import Drawing, draw
 from supernet.report.page import number, percent, render
+from supernet.report.pages import predictions_caption
 from supernet.report.run import Record, Run
 from supernet.report.summary import cards, network_rows, networks_caption, subtitle, verdict
 
@@ -171,15 +172,27 @@ def _accuracy(run: Run) -> Section:
 
 def _latency(run: Run) -> Section:
     title = "Predicted against measured latency"
+    found = _whole_networks(run)
+    calibration = run.calibration
+    if calibration is not None and calibration.report:
+        figure = figures.predictions(calibration.report["points"])
+        found.append(Figure(figure, predictions_caption(calibration)))
+    if found:
+        return Section("latency", title, tuple(found))
+    reason = "No network of this run has both a predicted and a measured latency: "
+    reason += "the search ran without a latency table." if run.table is None else (
+        "nothing was measured whole."
+    )  # fmt: skip
+    return Section("latency", title, missing=reason)
+
+
+def _whole_networks(run: Run) -> list[Figure]:
+    """The networks of this run, where they were measured."""
     networks = [n for n in run.networks if _has_both(n)]
     if run.result and _has_both(run.result) and all(n["name"] != "derived" for n in networks):
         networks.insert(0, {**run.result, "name": "derived"})
     if not networks:
-        reason = "No network of this run has both a predicted and a measured latency: "
-        reason += "the search ran without a latency table." if run.table is None else (
-            "nothing was measured whole."
-        )  # fmt: skip
-        return Section("latency", title, missing=reason)
+        return []
     errors = [n["measured_ms"]["median_ms"] / n["predicted_ms"] - 1 for n in networks]
     what = f"Of {len(networks)} networks" if len(networks) > 1 else "Of one network"
     caption = (
@@ -189,7 +202,7 @@ def _latency(run: Run) -> Section:
         else f"{what}: the measured median differs from the prediction by {100 * errors[0]:+.1f}%; "
         "the bar is the interquartile range."
     )
-    return Section("latency", title, (Figure(figures.latency(networks), caption),))
+    return [Figure(figures.latency(networks), caption)]
 
 
 def _has_both(network: Record) -> bool:

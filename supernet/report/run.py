@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from latency.table import LatencyTable
+from latency.table import Calibration, LatencyTable
 from supernet.choice import Architecture
 from supernet.files import read_json
 from supernet.space import SearchSpace
@@ -51,6 +51,13 @@ class Run:
     def _json(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name
         return read_json(path, "result") if path.exists() else None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of the latency table, for the run's space."""
+        if self.table is None or self.space is None:
+            return None
+        return self.table.calibration(self.space.id, self.space.settings)
 
     @cached_property
     def space(self) -> SearchSpace | None:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from supernet.report.page import number, percent
+from supernet.report.page import number, percent, target_text
 from supernet.report.run import Record, Run
 
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -35,12 +35,7 @@ def subtitle(run: Run) -> str:
     if run.space is not None:
         parts.append(f"{type(run.space).__name__}, {_size(run.space.size)} architectures")
     if run.table is not None:
-        target = run.table.target
-        threads = f"{target.threads} thread" + ("s" if target.threads != 1 else "")
-        parts.append(
-            f"target {target.device}, {target.runtime}, {threads}, batch {target.batch}, "
-            f"{target.dtype}, {target.resolution} px"
-        )
+        parts.append(target_text(run.table.target))
     return " · ".join(parts) or "A retraining"
 
 
@@ -61,6 +56,12 @@ def verdict(run: Run) -> tuple[str, str] | None:
         f"The derived network {'meets' if kept else 'misses'} its budget of {number(run.budget)} "
         f"{unit} with a predicted {name} of {number(predicted)} {unit}"
     )
+    limits = run.result.get("limits", {})
+    if over := [key for key, limit in limits.items() if limit["derived"] > limit["limit"]]:
+        text += f", above its limit of {' and '.join(over)}"
+        kept = False
+    elif limits:
+        text += f", within its limit of {' and '.join(limits)}"
     measured = run.result.get("measured_ms")
     if name == "latency" and measured is not None:
         share = measured["median_ms"] / run.budget - 1
@@ -89,12 +90,17 @@ def _search_cards(run: Run) -> list[Card]:
     result, (name, unit) = run.result, run.cost
     predicted, reach = result["predicted"], result["reachable"]
     span = f"reachable {number(reach[0])} to {number(reach[1])} {unit}"
-    share = 100 * predicted / run.budget if run.budget else None
-    note = "no budget was set" if share is None else f"{share:.1f}% of the budget"
+    note = "no budget was set"
+    if run.budget:
+        note = f"{100 * predicted / run.budget:.1f}% of the budget"
+        note += "" if result["binding"] else ", which does not bind"
+    if (plain := result["uncalibrated_ms"]) is not None and name == "latency":
+        note += f"; {number(plain)} ms before calibration"
     found = [
         Card("Budget", number(run.budget), unit if run.budget is not None else "", span),
         Card(f"Predicted {name}", number(predicted), unit, note),
     ]
+    found += [_limit_card(*item) for item in result.get("limits", {}).items()]
     measured, predicted_ms = result.get("measured_ms"), result.get("predicted_ms")
     if measured is not None:
         note = f"median of {measured['num_runs']} runs, IQR {number(measured['iqr_ms'], 2)} ms"
@@ -103,6 +109,15 @@ def _search_cards(run: Run) -> list[Card]:
         found.append(Card("Measured latency", number(measured["median_ms"]), "ms", note))
     note = "architecture half, inherited weights"
     return [*found, Card("Accuracy in the search", percent(result["accuracy"]), "%", note)]
+
+
+def _limit_card(name: str, limit: Record) -> Card:
+    share = 100 * limit["derived"] / limit["limit"]
+    note = f"{share:.1f}% of the limit of {number(limit['limit'])} {limit['unit']}"
+    if limit["multiplier"] is not None:
+        note += f", multiplier {number(limit['multiplier'])}"
+    label = f"Predicted {name.replace('_', ' ')}"
+    return Card(label, number(limit["derived"]), limit["unit"], note)
 
 
 def network_rows(networks: Sequence[Record]) -> list[Row]:

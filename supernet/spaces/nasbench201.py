@@ -33,28 +33,92 @@ class Sum(nn.Module):
         return output
 
 
+Edge = tuple[int, int]  # source and target node
+
+
 class Cell(Searchable):
     """Node 0 is the input, node 3 the output; every edge carries one operation.
+
+    A derived cell leaves out what does not reach the output or is zero, and computes once what
+    several edges have in common: the pool of a node, and its ReLU.
 
     Args:
         edges: by (source, target), fixed or searchable layers of equal width and resolution.
     """
 
-    def __init__(self, edges: dict[tuple[int, int], nn.Module]) -> None:
+    def __init__(self, edges: dict[Edge, nn.Module]) -> None:
         super().__init__()
         self.edges = nn.ModuleDict({edge_name(*edge): layer for edge, layer in edges.items()})
         self.nodes = nn.ModuleList(Sum() for _ in range(2, NUM_NODES))
+        self.live = _live(edges)
+        self.same = _same_nodes({edge: edges[edge] for edge in self.live})
 
     def forward(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        states = [x]
+        states: dict[int, Tensor] = {0: x}
+        common: dict[tuple[int, str], Tensor] = {}
         for target in range(1, NUM_NODES):
             terms = [
-                run_layer(self.edges[edge_name(source, target)], states[source], weights)
+                self._edge((source, target), states[source], weights, common)
                 for source in range(target)
+                if (source, target) in self.live
             ]
-            states.append(terms[0] if target == 1 else self.nodes[target - 2](*terms))
-        return states[-1]
+            if len(terms) > 1:
+                states[target] = self.nodes[target - 2](*terms)
+            else:
+                states[target] = terms[0] if terms else x.new_zeros(x.shape)
+        return states[NUM_NODES - 1]
+
+    def _edge(
+        self,
+        edge: Edge,
+        x: Tensor,
+        weights: Weights | None,
+        common: dict[tuple[int, str], Tensor],
+    ) -> Tensor:
+        layer = self.edges[edge_name(*edge)]
+        if isinstance(layer, ReLUConvBN):
+            return layer.conv(_once(common, (self.same[edge[0]], "relu"), layer.relu, x))
+        if isinstance(layer, nn.AvgPool2d):
+            return _once(common, (self.same[edge[0]], "pool"), layer, x)
+        return run_layer(layer, x, weights)
+
+
+def _once(
+    common: dict[tuple[int, str], Tensor], key: tuple[int, str], layer: nn.Module, x: Tensor
+) -> Tensor:
+    if key not in common:
+        common[key] = layer(x)
+    return common[key]
+
+
+def _same_nodes(edges: dict[Edge, nn.Module]) -> dict[int, int]:
+    """For each node the first one that it equals, being reached from it by skips alone."""
+    same = {0: 0}
+    for target in range(1, NUM_NODES):
+        incoming = [(edge[0], layer) for edge, layer in edges.items() if edge[1] == target]
+        skipped = len(incoming) == 1 and isinstance(incoming[0][1], nn.Identity)
+        same[target] = same[incoming[0][0]] if skipped else target
+    return same
+
+
+def _live(edges: dict[Edge, nn.Module]) -> frozenset[Edge]:
+    """The edges that reach the output with anything but zeros.
+
+    A node without such an edge is zero, and so is what pools and skips make of it; a batch norm
+    makes a constant of it, which counts.
+    """
+    kept, carrying, wanted = [], {0}, {NUM_NODES - 1}
+    for source, target in EDGES:  # sorted by target
+        layer = edges[source, target]
+        from_zero = source not in carrying and isinstance(layer, nn.AvgPool2d | nn.Identity)
+        if not from_zero and not isinstance(layer, Zero):
+            kept.append((source, target))
+            carrying.add(target)
+    for source, target in reversed(kept):
+        if target in wanted:
+            wanted.add(source)
+    return frozenset((s, t) for s, t in kept if t in wanted)
 
 
 class NasBench201(SearchSpace):

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
 from latency.model import AdditiveCost
 from supernet.answer import Answer
 from supernet.checkpoint import load_checkpoint, save_checkpoint
+from supernet.choice import Architecture
 from supernet.data import Data
+from supernet.derive import derive
+from supernet.limits import Limit
 from supernet.mixed_ops.base import Relaxation
 from supernet.network import Network
 from supernet.objective import Objective
@@ -25,7 +29,12 @@ from supernet.tracking import Journal, Tracker, flatten
 
 @dataclass
 class Problem:
-    """One search: what to find and by which measure."""
+    """One search: what to find and by which measure.
+
+    Attributes:
+        cost: what the objective's budget is for.
+        limits: on further costs, those of `objective.limits`.
+    """
 
     space: SearchSpace
     supernet: Network
@@ -35,6 +44,41 @@ class Problem:
     data: Data
     accelerator: Accelerator
     seed: int
+    limits: tuple[Limit, ...] = ()
+
+    def derive(self, scores: Mapping[str, Tensor]) -> Architecture:
+        """The best architecture within budget and limits."""
+        return derive(self.space, scores, self.cost, self.objective.budget, self.limits)
+
+    def expected(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Expected value of each limited cost that is additive, by name."""
+        return {
+            limit.cost.name: limit.cost.expected(weights)
+            for limit in self.limits
+            if isinstance(limit.cost, AdditiveCost)
+        }
+
+
+def limit_records(
+    problem: Problem, derived: Architecture, expected: Mapping[str, Tensor | float]
+) -> dict[str, dict[str, Any]]:
+    """How each limit stands, by name, as JSON values.
+
+    Args:
+        derived: the architecture that has to be within them.
+        expected: by name, of those that have an expectation.
+    """
+    records = {}
+    for limit in problem.limits:
+        name = limit.cost.name
+        records[name] = {
+            "unit": limit.cost.unit,
+            "limit": limit.upper,
+            "expected": float(expected[name]) if name in expected else None,
+            "derived": limit.cost.of(derived),
+            "multiplier": problem.objective.multipliers.get(name),
+        }
+    return records
 
 
 class Strategy(ABC):

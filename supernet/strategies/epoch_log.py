@@ -12,7 +12,7 @@ from torch import Tensor
 from supernet.choice import Architecture
 from supernet.derive import derive
 from supernet.engine import Diverged, average_buffers
-from supernet.strategies.base import Run
+from supernet.strategies.base import Run, limit_records
 from supernet.strategies.state import SearchState
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ class EpochLog:
 
     def _derived(self) -> Architecture:
         problem = self.state.problem
-        scores = problem.relaxation.scores(self.state.parameters())
-        return derive(problem.space, scores, problem.cost, problem.objective.budget)
+        return problem.derive(problem.relaxation.scores(self.state.parameters()))
 
     def _logits(self) -> dict[str, Any]:
         """Where the architecture parameters stand."""
@@ -83,9 +82,11 @@ class EpochLog:
         skips = sum(option in problem.space.skip_options for _, option in argmax)
         return {
             "expected_cost": float(problem.cost.expected(probabilities)),
+            "uncalibrated_cost": float(problem.cost.uncalibrated.expected(probabilities)),
             "argmax_cost": problem.cost.of(argmax),
             "derived_cost": problem.cost.of(derived),
             "multiplier": problem.objective.multiplier,
+            "limits": limit_records(problem, derived, problem.expected(probabilities)),
             "entropy": _entropy(probabilities),
             "skip_share": skips / len(problem.space.choices),
             "probabilities": {name: p.tolist() for name, p in probabilities.items()},
@@ -115,10 +116,23 @@ class EpochLog:
             line += f" (architecture half {record['arch_accuracy']:.1f}%)"
         if "architecture" in record:
             line += f", expected {record['expected_cost']:.4g} {unit}"
+            if record["uncalibrated_cost"] != record["expected_cost"]:
+                line += f" (uncalibrated {record['uncalibrated_cost']:.4g})"
+            line += f", most probable {record['argmax_cost']:.4g}"
             if record["multiplier"] is not None:
                 line += f", multiplier {record['multiplier']:.3f}"
+            line += "".join(_limit(*item) for item in record["limits"].items())
             line += f", best {record['derived_cost']:.4g} {unit}: {_short(record['architecture'])}"
         return line
+
+
+def _limit(name: str, record: dict[str, Any]) -> str:
+    text = f", {name}"
+    if record["expected"] is not None:
+        text += f" expected {record['expected']:.4g},"
+    if record["multiplier"] is not None:
+        text += f" multiplier {record['multiplier']:.3f},"
+    return text + f" best {record['derived']:.4g} of {record['limit']:.4g} {record['unit']}"
 
 
 def _short(options: dict[str, str]) -> str:

@@ -84,9 +84,10 @@ class FirstOrder(Strategy):
     def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
         space = problem.space
         if not problem.relaxation.has_logits:
-            return BestRanked(space, state["ranked"])
+            return BestRanked(space, state["ranked"], problem.limits)
         logits = {name: state["logits"][f"logits.{name}"].detach() for name in space.by_name}
-        return MostProbable(space, problem.relaxation.scores(logits), problem.cost)
+        scores = problem.relaxation.scores(logits)
+        return MostProbable(space, scores, problem.cost, problem.limits)
 
     def train(self, state: SearchState, run: Run) -> None:
         """Run from the present step to the last; a log line and a checkpoint an epoch."""
@@ -134,7 +135,7 @@ class FirstOrder(Strategy):
         state.weight_meter.add(loss, outputs, labels)
 
     def architecture_step(self, state: SearchState) -> None:
-        """One step of the logits on the architecture half, then one of the multiplier."""
+        """One step of the logits on the architecture half, then one of the multipliers."""
         problem, accelerator = state.problem, state.problem.accelerator
         assert state.logits_optimizer is not None
         images, labels = state.arch_stream.next()
@@ -153,10 +154,12 @@ class FirstOrder(Strategy):
                     "lower strategy.weight_optimizer.lr or set strategy.clip_grad"
                 )
             cost = problem.cost.expected(sample.cost_weights)
+            limited = problem.expected(sample.cost_weights)
             state.logits_optimizer.zero_grad()
-            accelerator.backward(problem.objective.loss(task_loss, cost))
+            accelerator.backward(problem.objective.loss(task_loss, cost, limited))
         average_gradients(state.parameters.parameters(), accelerator)
         state.logits_optimizer.step()
         problem.relaxation.after_step(logits, sample)
-        problem.objective.update(float(cost.detach()))
+        expected = {name: float(value.detach()) for name, value in limited.items()}
+        problem.objective.update(float(cost.detach()), expected)
         state.arch_meter.add(task_loss, outputs, labels)

@@ -10,7 +10,7 @@ import torch
 from supernet.choice import Architecture
 from supernet.estimators.shared_weights import SharedWeights
 from supernet.sampling import RangeSampler
-from supernet.strategies.base import Problem, Run
+from supernet.strategies.base import Problem, Run, limit_records
 from supernet.strategies.state import SearchState
 
 log = logging.getLogger(__name__)
@@ -67,11 +67,11 @@ class Ranking:
             )
 
     def _sample(self, problem: Problem) -> list[Architecture]:
-        """Distinct architectures within the budget; fewer where the range holds fewer."""
+        """Distinct architectures within budget and limits; fewer where the range holds fewer."""
         generator = torch.Generator().manual_seed(problem.seed)
         budget = problem.objective.budget
         high = float("inf") if budget is None else budget
-        sampler = RangeSampler(problem.space, problem.cost, 0.0, high)
+        sampler = RangeSampler(problem.space, problem.cost, 0.0, high, problem.limits)
         distinct: dict[Architecture, None] = {}
         for _ in range(20 * self.num_candidates):
             distinct[sampler.sample(generator)] = None
@@ -91,6 +91,7 @@ class Ranking:
             "accuracy": accuracy,
             "loss": loss,
             "cost": cost,
+            "limits": limit_records(state.problem, architecture, {}),
             "rank_value": state.problem.objective.rank(accuracy, loss, cost),
             "architecture": dict(architecture),
         }

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latency.model import AdditiveCost, LatencyModel, macs_cost, params_cost
+from latency.model import AdditiveCost, LatencyModel, energy_cost, macs_cost, params_cost
 from latency.sites import Site, trace
 from latency.table import LatencyTable, Measurement, Target
 from supernet.choice import Architecture
@@ -158,3 +158,56 @@ def test_a_candidate_that_never_runs_is_an_error() -> None:
 def test_no_choices_cost_what_is_fixed() -> None:
     cost = AdditiveCost((), 2.5, {}, "latency", "ms")
     assert cost.expected({}).item() == 2.5
+
+
+def test_energy_is_the_sum_of_the_tables() -> None:
+    space = SPACES["nasbench201"]
+    sites = trace_space(space)
+    keys = sorted({site.key for site in sites})
+    measurements = {k: Measurement(1.0, 0.0, 1, energy_mj=0.5 * i) for i, k in enumerate(keys)}
+    cost = energy_cost(space.choices, sites, LatencyTable(Target(), {}, measurements))
+    assert (cost.name, cost.unit) == ("energy", "mJ")
+    architecture = space.sample(torch.Generator().manual_seed(3))
+    pairs = {(None, None), *architecture}
+    by_hand = [0.5 * keys.index(s.key) for s in sites if (s.choice, s.option) in pairs]
+    assert cost.of(architecture) == pytest.approx(sum(by_hand))
+
+
+def test_operations_without_energy_are_named() -> None:
+    space = SPACES["nasbench201"]
+    sites = trace_space(space)
+    table = random_table(sites)
+    with pytest.raises(ValueError, match="'cpu' with runtime 'torch' gave no energy of any operat"):
+        energy_cost(space.choices, sites, table)
+    first, second, *rest = sorted(table.measurements)
+    for key in rest:
+        table.measurements[key] = replace(table.measurements[key], energy_mj=1.0)
+    with pytest.raises(ValueError, match="no energy of 2 operations") as caught:
+        energy_cost(space.choices, sites, table)
+    assert f"{first}\n" in str(caught.value) and f"{second}\n" in str(caught.value)
+    assert str(rest[0]) not in str(caught.value)
+
+
+def test_an_excluded_candidate_needs_no_site_and_costs_as_the_dearest_other() -> None:
+    space = SPACES["mbconv"]
+    excluded = frozenset({("stage1_0", "k5_e3"), ("stage1_1", "zero")})
+    sites = trace_space(space)
+    some = [site for site in sites if (site.choice, site.option) not in excluded]
+    table = random_table(sites).restrict(site.key for site in some)
+    whole, part = macs_cost(space.choices, sites), macs_cost(space.choices, some, excluded)
+    costs = [part, LatencyModel(space.choices, some, table, excluded=excluded)]
+    for cost in costs:
+        for choice in space.choices:
+            own = cost.per_option[choice.name]
+            others = [
+                value
+                for option, value in zip(choice.options, own.tolist(), strict=True)
+                if (choice.name, option) not in excluded
+            ]
+            for option, value in zip(choice.options, own.tolist(), strict=True):
+                if (choice.name, option) in excluded:
+                    assert value == max(others)
+    assert part.fixed == whole.fixed
+    for name, vector in part.per_option.items():
+        same = [(name, o) not in excluded for o in space.by_name[name].options]
+        assert torch.equal(vector[same], whole.per_option[name][same])

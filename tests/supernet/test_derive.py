@@ -5,7 +5,8 @@ import torch
 
 from latency.model import AdditiveCost
 from supernet.choice import Architecture
-from supernet.derive import Infeasible, derive, reachable
+from supernet.derive import Infeasible, check_limits, derive, reachable
+from supernet.limits import Limit
 from supernet.space import LinearConstraint, SearchSpace
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
@@ -117,3 +118,76 @@ def test_a_space_may_state_its_own_score_and_rules() -> None:
     scores = {"stage1_0": torch.tensor([1.0, 2.0]), "stage1_1": torch.tensor([3.0, 1.0, 2.0])}
     found = derive(space, scores)
     assert dict(found) == {"stage1_0": "k5_e3", "stage1_1": "k5_e3"}
+
+
+def draw_costs(space: SearchSpace) -> list[AdditiveCost]:
+    """Three costs that pull in different directions."""
+    names = [("latency", "ms"), ("macs", "MACs"), ("params", "parameters")]
+    vectors = [draw(space, seed)[1].per_option for seed in (10, 11, 12)]
+    return [
+        AdditiveCost(space.choices, fixed, vector, *name)
+        for fixed, vector, name in zip((0.7, 0.0, 2.0), vectors, names, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_several_limits_agree_with_brute_force(name: str) -> None:
+    space = SPACES[name]
+    scores, _ = draw(space, 4)
+    costs = draw_costs(space)
+    valid = [a for a in everything(space) if connected(a)]
+    values = {a: [cost.fixed + total(space, cost.per_option, a) for cost in costs] for a in valid}
+    for shares in ((0.5, 0.4, 0.6), (0.3, 0.9, 0.35), (0.7, 0.3, 1.0)):
+        bounds = []
+        for cost, share in zip(costs, shares, strict=True):
+            low, high = reachable(space, cost)
+            bounds.append(low + share * (high - low))
+        within = [
+            a for a in valid if all(v <= b for v, b in zip(values[a], bounds, strict=True))
+        ]
+        limits = [Limit(cost, b) for cost, b in zip(costs[1:], bounds[1:], strict=True)]
+        if not within:
+            with pytest.raises(Infeasible, match="macs <= .* and params <= .* together"):
+                derive(space, scores, costs[0], bounds[0], limits)
+            continue
+        best = max(total(space, scores, a) for a in within)
+        found = derive(space, scores, costs[0], bounds[0], limits)
+        assert found in within
+        assert total(space, scores, found) == pytest.approx(best, abs=1e-9)
+        limited = [a for a in valid if all(limit.holds(a) for limit in limits)]
+        ends = [values[a][0] for a in limited]
+        assert reachable(space, costs[0], limits) == pytest.approx((min(ends), max(ends)))
+
+
+def test_a_limit_that_cannot_be_met_is_named_with_its_range() -> None:
+    space = SPACES["mbconv"]
+    latency, macs, params = draw_costs(space)
+    low, high = reachable(space, params)
+    limits = [Limit(macs, 100.0), Limit(params, 0.9 * low)]
+    with pytest.raises(
+        Infeasible, match=f"meets params <= .* parameters: .* is {low:.6g} to {high:.6g} par"
+    ):
+        check_limits(space, latency, 100.0, limits)
+    check_limits(space, latency, 100.0, [Limit(macs, 100.0), Limit(params, high)])
+
+
+def test_excluded_candidates_are_not_chosen() -> None:
+    space = NasBench201()
+    space.exclude(["*=nor_conv_3x3", "edge_0_3=skip_connect"])
+    scores, cost = draw(space, 5)
+    valid = [a for a in everything(space) if connected(a)]
+    valid = [a for a in valid if "nor_conv_3x3" not in dict(a).values()]
+    valid = [a for a in valid if a["edge_0_3"] != "skip_connect"]
+    best = max(total(space, scores, a) for a in valid)
+    assert total(space, scores, derive(space, scores)) == pytest.approx(best, abs=1e-9)
+    costs = [0.7 + total(space, cost.per_option, a) for a in valid]
+    assert reachable(space, cost) == pytest.approx((min(costs), max(costs)))
+
+
+def test_excluding_every_valid_architecture_is_said() -> None:
+    space = NasBench201()
+    names = [f"{edge}={op}" for edge in ("edge_0_3", "edge_1_3", "edge_2_3") for op in
+             ("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")]  # fmt: skip
+    space.exclude(names)
+    with pytest.raises(Infeasible, match="has no valid architecture; exclude fewer candidates"):
+        reachable(space, draw(space, 0)[1])

@@ -72,7 +72,7 @@ def test_budget_is_an_augmented_lagrangian() -> None:
     objective.prepare(RANGE, "ms")
     assert value(objective, 1.5, 4.0) == pytest.approx(1.5)  # met, and nothing learned yet
     assert value(objective, 1.5, 7.0) == pytest.approx(1.5 + 0.5 * 0.4**2)
-    objective.load_state_dict({"multiplier": 0.8})
+    objective.load_state_dict({"multiplier": 0.8, "multipliers": {}})
     cost = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
     objective.loss(torch.tensor(1.5), cost).backward()
     assert cost.grad is not None
@@ -88,7 +88,7 @@ def test_multiplier_rises_above_the_budget_and_falls_to_zero_below() -> None:
         objective.update(2.5)
     assert objective.multiplier == 0.0
     objective.update(10.0)
-    assert objective.state_dict() == {"multiplier": pytest.approx(0.1)}
+    assert objective.state_dict() == {"multiplier": pytest.approx(0.1), "multipliers": {}}
 
 
 def test_dual_ascent_settles_on_the_constrained_optimum() -> None:
@@ -108,6 +108,59 @@ def test_dual_ascent_settles_on_the_constrained_optimum() -> None:
     assert torch.softmax(logits, dim=0)[0].item() == pytest.approx(3 / 8, abs=0.01)
 
 
+def test_each_limit_has_a_term_and_a_multiplier_of_its_own() -> None:
+    limits = {"macs": 8.0, "params": 4.0, "energy": None}
+    objective = Budget(budget_ms=5.0, ascent=10.0, limits=limits)
+    assert objective.limits == {"macs": 8.0, "params": 4.0}
+    objective.num_steps = 100
+    values = {"macs": 12.0, "params": 3.0}
+    for _ in range(2):
+        objective.update(7.5, values)
+    assert objective.multiplier == pytest.approx(2 * 0.1 * 0.5)
+    assert objective.multipliers == {"macs": pytest.approx(2 * 0.1 * 0.5), "params": 0.0}
+    state = objective.state_dict()
+    objective = Budget(budget_ms=5.0, limits=limits)
+    objective.load_state_dict(state)
+    limited = {
+        name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        for name, value in values.items()
+    }
+    loss = objective.loss(torch.tensor(1.5), torch.tensor(7.0, dtype=torch.float64), limited)
+    by_hand = 1.5 + 0.5 * (0.5**2 - 0.1**2) + 0.5 * (0.6**2 - 0.1**2) + 0.0
+    assert loss.item() == pytest.approx(by_hand)
+    loss.backward()
+    assert limited["macs"].grad.item() == pytest.approx(0.6 / 8.0)
+    assert limited["params"].grad.item() == 0.0
+
+
+def test_dual_ascent_settles_within_a_budget_and_a_limit() -> None:
+    """max sum_i log p_i over three options, with E <= 2 and p_1 <= 0.1 of the second cost.
+
+    Costs (3, 2, 1) and (0, 1, 0): the optimum has p_1 = 0.1 and p_0 = p_2, where E is 2.
+    """
+    costs = torch.tensor([[3.0, 2.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    objective = Budget(budget_ms=2.0, ascent=30.0, limits={"macs": 0.1})
+    objective.num_steps = 2000
+    logits = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.02)
+    for _ in range(2000):
+        p = torch.softmax(logits, dim=0)
+        latency, macs = costs @ p
+        optimizer.zero_grad()
+        objective.loss(-p.log().sum(), latency, {"macs": macs}).backward()
+        optimizer.step()
+        objective.update(latency.item(), {"macs": macs.item()})
+    assert torch.softmax(logits, dim=0).tolist() == pytest.approx([0.45, 0.1, 0.45], abs=0.01)
+
+
+def test_objectives_without_multipliers_let_limits_bind_the_derivation_alone() -> None:
+    objective = Additive(lambda2=0.1, limits={"macs": 8.0})
+    loss = objective.loss(torch.tensor(1.5), torch.tensor(7.0), {"macs": torch.tensor(99.0)})
+    assert loss.item() == pytest.approx(2.2)
+    objective.update(7.0, {"macs": 99.0})
+    assert objective.multipliers == {} and objective.limits == {"macs": 8.0}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -117,7 +170,10 @@ def test_dual_ascent_settles_on_the_constrained_optimum() -> None:
         ({"budget_ms": 3.0, "cost": "macs"}, "use objective.budget"),
         ({"budget_ms": -1.0}, "positive.*-1.0"),
         ({"budget_ms": float("nan")}, "positive"),
-        ({"budget_ms": 3.0, "cost": "joules"}, "'joules' is unknown; valid: latency, macs, params"),
+        ({"budget_ms": 3.0, "cost": "joules"}, "'joules' is unknown; valid: latency, .*energy"),
+        ({"budget_ms": 3.0, "limits": {"mac": 3.0}}, "limits.mac is unknown.*macs.*peak_memory"),
+        ({"budget_ms": 3.0, "limits": {"latency": 3.0}}, "latency is objective.cost already"),
+        ({"budget_ms": 3.0, "limits": {"macs": 0.0}}, "objective.limits.macs must be a positive"),
     ],
 )
 def test_bad_settings_are_refused(settings, message: str) -> None:

@@ -6,12 +6,13 @@ import math
 import os
 import random
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 import yaml
 
-from latency.table import LatencyTable, Measurement, OpKey, Target
+from latency.table import Calibration, LatencyTable, Measurement, OpKey, Target
 from supernet.report import comparison_table, write_comparison, write_report
 from supernet.report.diagram import draw
 from supernet.report.page import number
@@ -108,13 +109,19 @@ def make_run(folder, space, *, retrain, one_shot=False, num_epochs=30):
         "cost": {"name": "latency", "unit": "ms"}, "budget": 3.2, "reachable": [1.1, 6.4],
         "predicted": 3.15, "predicted_ms": 3.15, "measured_ms": measured(3.24), "accuracy": 71.3,
         "architecture": options, "seconds": {"search": 285.0, "measure": 20.0},
-        "objective": 28.7,
+        "objective": 28.7, "uncalibrated_ms": 2.8, "binding": True, "attempts": [],
     })  # fmt: skip
     key = OpKey("conv", 3, 8, 1, 32)
     target = Target(resolution=space.img_size)
-    LatencyTable(target, {"device_name": "a processor"}, {key: Measurement(0.5, 0.01, 9)}).save(
-        folder / "latency_table.json"
+    figures = {"num_networks": 2, "mape": 1.5, "worst": 2.25, "noise": 0.5}
+    points = [[2.0, 2.03], [3.0, 2.94]]
+    calibration = Calibration(
+        space.id, space.settings, 0.1, 1.05, 0.2, 8, {**figures, "points": points}
     )
+    LatencyTable(
+        target, {"device_name": "a processor"}, 0.01, 0.2,
+        {key: Measurement(0.5, 0.01, 0.01, 9)}, [calibration],
+    ).save(folder / "latency_table.json")  # fmt: skip
     config = {"seed": 1, "space": {"note": HOSTILE}, "objective": {"budget_ms": 3.2}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if retrain:
@@ -204,6 +211,29 @@ def test_what_users_wrote_is_escaped(reports):
 def test_report_is_the_same_every_time(runs, reports):
     before = reports["cell"].read_bytes()
     assert write_report(runs["cell"]).read_bytes() == before
+
+
+def test_every_limit_has_a_card_and_a_word_in_the_verdict(runs, tmp_path):
+    folder = tmp_path / "limited"
+    shutil.copytree(runs["cell"], folder)
+    result = json.loads((folder / "result.json").read_text())
+    limits = {
+        "macs": {"unit": "MACs", "limit": 3e8, "expected": 3.2e8, "derived": 2.4e8,
+                 "multiplier": 0.25},
+        "peak_memory": {"unit": "bytes", "limit": 2000, "expected": None, "derived": 1500,
+                        "multiplier": None},
+    }  # fmt: skip
+    write_result(folder / "result.json", {**result, "limits": limits})
+    text = write_report(folder).read_text()
+    assert "within its limit of macs and peak_memory; measured whole" in text
+    assert re.search(r"<dt>Predicted macs</dt><dd>240.M <small>MACs</small></dd>", text)
+    assert "80.0% of the limit of 300\u202fM MACs, multiplier 0.250" in text
+    assert re.search(r"<dt>Predicted peak memory</dt><dd>1500 <small>bytes</small></dd>", text)
+    assert "75.0% of the limit of 2000 bytes</dd>" in text
+    limits["macs"]["derived"] = 4e8
+    write_result(folder / "result.json", {**result, "limits": limits})
+    text = write_report(folder).read_text()
+    assert ", above its limit of macs;" in text and 'class="verdict bad"' in text
 
 
 def test_sections_say_what_is_missing(runs, reports, tmp_path):

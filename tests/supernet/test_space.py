@@ -81,6 +81,45 @@ def test_sampling_repeats_with_the_generator() -> None:
     assert draw(0) != draw(1)
 
 
+def test_excluded_candidates_are_never_sampled_and_never_valid() -> None:
+    space, generator = Toy(), torch.Generator().manual_seed(0)
+    assert space.excluded == frozenset()
+    space.exclude(["left=on"])
+    space.exclude(["*=idle", "size=4"])
+    assert space.excluded == {("left", "on"), ("left", "idle"), ("size", "4")}
+    allowed = [space.allowed(choice) for choice in space.choices]
+    assert allowed == [("1", "9"), ("off",), ("on", "off")]
+    assert {space.sample(generator) for _ in range(50)} == {settle(space, ("1", "off", "on"))}
+    every = itertools.product(*(choice.options for choice in space.choices))
+    assert [o for o in every if space.is_valid(settle(space, o))] == [("1", "off", "on")]
+
+
+def test_sampling_does_not_starve_when_most_candidates_are_excluded() -> None:
+    """Rejection would need 7^21 draws."""
+    space = MBConv()
+    others = ("k5_e3", "k7_e3", "k3_e6", "k5_e6", "k7_e6", "zero")
+    space.exclude([f"*={option}" for option in others])
+    (architecture,) = {space.sample(torch.Generator().manual_seed(seed)) for seed in range(3)}
+    assert set(dict(architecture).values()) == {"k3_e3"}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["left"], "'left' is not of the form choice=option"),
+        (["top=on"], "has no choice 'top'; valid: \\*, size, left, right"),
+        (["right=idle"], "'right' has no option 'idle'; valid: on, off"),
+        (["*=sideways"], "no choice has option 'sideways'; valid: 1, 4, 9, idle, off, on"),
+        (["*=on", "right=off"], "leaves choice 'right' without an option; keep one of on, off"),
+    ],
+)
+def test_what_cannot_be_excluded_is_refused(patterns: list[str], message: str) -> None:
+    space = Toy()
+    with pytest.raises(ValueError, match=message):
+        space.exclude(patterns)
+    assert space.excluded == frozenset()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

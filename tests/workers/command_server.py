@@ -19,7 +19,7 @@ import matplotlib.pyplot  # noqa: F401
 import sklearn.datasets  # noqa: F401
 from hydra.core.plugins import Plugins
 
-from latency.sampling import Progress
+from latency import runner
 from supernet.files import write_text
 from supernet.learner import Learner
 from supernet.objective import Budget
@@ -28,7 +28,7 @@ from supernet.tracking import Journal
 
 MODULES = {
     name: import_module(f"supernet_scripts.{name}")
-    for name in ("search", "derive", "measure", "retrain")
+    for name in ("search", "derive", "measure", "retrain", "validate")
 }
 
 
@@ -113,7 +113,7 @@ def arm(moment: str, which: int) -> None:
             "weight-step": (FirstOrder, "weight_step"),
             "architecture-step": (Budget, "update"),  # logits moved, meters not yet
             "retrain-step": (Learner, "take_step"),
-            "round": (Progress, "save"),
+            "round": (runner.Journal, "add"),
         }[kind]
         at_call(holder, name, which)
 

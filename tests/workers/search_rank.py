@@ -76,7 +76,7 @@ def main(folder: Path, name: str) -> None:
     strategy.weight_step = watch
     rank = accelerator.process_index
     run = Run(folder / "run", accelerator.is_main_process, NoTracker())
-    architecture = strategy.search(problem, run)
+    architecture = strategy.search(problem, run).best(objective.budget)
     result = {
         "weights": digest(dict(supernet.named_parameters())),
         "buffers": digest(dict(supernet.named_buffers())),

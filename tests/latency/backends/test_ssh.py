@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,16 @@ class Server:
             while ancestor in parents:
                 ancestor = parents[ancestor]
                 if ancestor == self.process.pid:
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it has ended
+                        os.kill(pid, signal.SIGKILL)
 
     def kill_runner(self) -> None:
         for pid, _, _ in processes():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if any(w.startswith(os.fsencode(self.device)) for w in words) and b"-c" not in words:
-                os.kill(pid, signal.SIGKILL)
+            with suppress(OSError):  # it has ended
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                here = any(word.startswith(os.fsencode(self.device)) for word in words)
+                if here and b"-c" not in words:  # the runner, not its shell
+                    os.kill(pid, signal.SIGKILL)
 
 
 def processes() -> list[tuple[int, int, str]]:
@@ -121,15 +125,17 @@ def server(tmp_path: Path) -> Iterator[Server]:
         f"UserKnownHostsFile={known}", "StrictHostKeyChecking=accept-new", "IdentitiesOnly=yes",
     ):  # fmt: skip
         options += ["-o", option]
-    end = time.monotonic() + 30
-    while not answers(port):
-        assert process.poll() is None and time.monotonic() < end, "sshd does not start"
-        time.sleep(0.02)
     server = Server(process, port, options, tmp_path / "device")
-    yield server
-    server.drop_connections()
-    process.kill()
-    process.wait()
+    try:
+        end = time.monotonic() + 30
+        while not answers(port):
+            assert process.poll() is None and time.monotonic() < end, "sshd does not start"
+            time.sleep(0.02)
+        yield server
+    finally:
+        server.drop_connections()
+        process.kill()
+        process.wait()
 
 
 def answers(port: int) -> bool:

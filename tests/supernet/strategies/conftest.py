@@ -1,17 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from latency.model import macs_cost
+from latency.memory import PeakMemory
+from latency.model import macs_cost, params_cost
 from latency.sites import trace
 from supernet.data.digits import Digits
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
+from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp, Relaxation
 from supernet.objective import Budget
 from supernet.spaces.mbconv import MBConv
@@ -33,12 +35,20 @@ def digits() -> Digits:
 
 @pytest.fixture
 def make_problem(digits: Digits) -> Callable[..., Problem]:
-    def make(relaxation: Relaxation, share: float = 0.8, seed: int = 0) -> Problem:
+    def make(
+        relaxation: Relaxation,
+        share: float = 0.8,
+        seed: int = 0,
+        uppers: Mapping[str, float] | None = None,
+    ) -> Problem:
         torch.manual_seed(seed)
         space = MBConv(**SPACE)
         sites = trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
         cost = macs_cost(space.choices, sites)
-        objective = Budget(cost="macs", budget_share=share)
+        others = (params_cost(space.choices, sites), PeakMemory(space, 10, (1, 1, 8, 8)))
+        uppers = uppers or {}
+        limits = tuple(Limit(c, uppers[c.name]) for c in others if c.name in uppers)
+        objective = Budget(cost="macs", budget_share=share, limits=uppers)
         objective.prepare(reachable(space, cost), cost.unit)
         return Problem(
             space=space,
@@ -49,6 +59,7 @@ def make_problem(digits: Digits) -> Callable[..., Problem]:
             data=digits,
             accelerator=make_accelerator("no", "cpu"),
             seed=seed,
+            limits=limits,
         )
 
     return make

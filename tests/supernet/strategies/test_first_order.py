@@ -115,7 +115,7 @@ def test_search_ends_within_the_budget_and_logs_every_epoch(
     name: str, make_problem, make_strategy, make_run
 ) -> None:
     problem, run = make_problem(RELAXATIONS[name]()), make_run()
-    architecture = make_strategy().search(problem, run)
+    architecture = make_strategy().search(problem, run).best(problem.objective.budget)
     assert problem.space.is_valid(architecture)
     assert problem.cost.of(architecture) <= problem.objective.budget
     records = read_journal(run.folder / "metrics.jsonl")
@@ -143,6 +143,49 @@ def test_search_ends_within_the_budget_and_logs_every_epoch(
         )
         assert last["expected_cost"] == pytest.approx(expected)
         assert "arch_loss" not in epochs[0]
+
+
+@pytest.mark.parametrize("name", RELAXATIONS)
+def test_search_ends_within_every_limit_and_logs_each(
+    name: str, make_problem, make_strategy, make_run
+) -> None:
+    uppers = {"params": 1600.0, "peak_memory": 6144.0}
+    problem, run = make_problem(RELAXATIONS[name](), share=1.0, uppers=uppers), make_run()
+    architecture = make_strategy().search(problem, run)
+    assert all(limit.holds(architecture) for limit in problem.limits)
+    records = read_journal(run.folder / "metrics.jsonl")
+    if name == "one_shot":
+        ranked = [r for r in records if r["phase"] == "rank"]
+        assert len(ranked) == 3  # of six architectures, three have few enough parameters
+        assert all(r["limits"]["params"]["derived"] <= 1600 for r in ranked)
+        return
+    last = records[-1]
+    params, memory = last["limits"]["params"], last["limits"]["peak_memory"]
+    by_hand = problem.limits[0].cost.fixed + sum(
+        q * c
+        for n, vector in last["probabilities"].items()
+        for q, c in zip(vector, problem.limits[0].cost.per_option[n].tolist(), strict=True)
+    )
+    assert params["expected"] == pytest.approx(by_hand)
+    assert params["multiplier"] == problem.objective.multipliers["params"] >= 0
+    assert params["derived"] == problem.limits[0].cost.of(architecture) <= params["limit"] == 1600
+    assert memory == {
+        "unit": "bytes", "limit": 6144.0, "expected": None, "derived": 6144, "multiplier": None
+    }  # fmt: skip
+
+
+def test_the_multiplier_of_a_limit_pushes_the_logits(make_problem, make_strategy) -> None:
+    """Other things equal, the option with fewer parameters gains from a limit out of reach."""
+
+    def gap(uppers: dict[str, float]) -> float:
+        strategy, problem = make_strategy(), make_problem(Softmax(), share=1.0, uppers=uppers)
+        state = start(strategy, problem)
+        for _ in range(10):
+            strategy.architecture_step(state)
+        logits = state.parameters()["stage1_0"]  # k3_e2, k5_e2
+        return (logits[0] - logits[1]).item()
+
+    assert gap({"params": 200.0}) > gap({}) + 0.1
 
 
 def test_warmup_leaves_the_logits_and_arch_every_thins_the_steps(
@@ -185,9 +228,12 @@ class Killed(Exception):
 def test_resumed_search_is_bit_identical(
     name: str, kill_at: int, make_problem, make_strategy, make_run
 ) -> None:
+    uppers = {"params": 1600.0}
+
     def finish(run: Any) -> tuple[Any, Any, str]:
-        problem = make_problem(RELAXATIONS[name]())
-        architecture = make_strategy().search(problem, run)
+        problem = make_problem(RELAXATIONS[name](), uppers=uppers)
+        answer = make_strategy().search(problem, run)
+        architecture = answer.best(problem.objective.budget)
         return architecture, problem, (run.folder / "metrics.jsonl").read_text()
 
     whole, problem, lines = finish(make_run("whole"))
@@ -201,7 +247,9 @@ def test_resumed_search_is_bit_identical(
 
     strategy.weight_step = die
     with pytest.raises(Killed):
-        strategy.search(make_problem(RELAXATIONS[name]()), make_run("cut", checkpoint_every=3))
+        strategy.search(
+            make_problem(RELAXATIONS[name](), uppers=uppers), make_run("cut", checkpoint_every=3)
+        )
     resumed, again, resumed_lines = finish(make_run("cut", resume=True))
     assert resumed == whole and resumed_lines == lines
     assert again.objective.state_dict() == problem.objective.state_dict()

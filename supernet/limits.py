@@ -1,0 +1,49 @@
+"""Upper bounds on the costs of an architecture, and what a cost tells an integer program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from supernet.choice import Architecture
+from supernet.space import LinearConstraint
+
+
+class Cost(Protocol):
+    """A number of an architecture that can be limited: additive or not.
+
+    Attributes:
+        name: as in `objective.limits`.
+        unit: of all its numbers.
+    """
+
+    name: str
+    unit: str
+
+    def of(self, architecture: Architecture) -> float:
+        """The cost, exactly."""
+
+    def rows(self, upper: float) -> list[LinearConstraint]:
+        """Rows that every architecture of a cost of at most `upper` meets."""
+
+    def cut(self, architecture: Architecture, upper: float) -> LinearConstraint:
+        """One more such row, broken by `architecture`, which costs more than `upper`."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """cost <= upper."""
+
+    cost: Cost
+    upper: float
+
+    def holds(self, architecture: Architecture) -> bool:
+        return self.cost.of(architecture) <= self.upper
+
+    def __str__(self) -> str:
+        return f"{self.cost.name} <= {figure(self.upper)} {self.cost.unit}"
+
+
+def figure(value: float) -> str:
+    """Six digits, or all of a large count: a bound that is copied must not be rounded down."""
+    return f"{value:.6g}" if value < 1e6 else f"{value:.0f}"
