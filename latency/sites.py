@@ -92,7 +92,7 @@ def trace_architecture(
     architecture: Architecture,
     num_classes: int,
     input_shape: tuple[int, int, int, int],
-    fold_constants: bool = False,
+    compiled: bool = False,
 ) -> list[Site]:
     """The operations that one derived network runs, cut up as `trace` cuts up the supernet.
 
@@ -100,15 +100,20 @@ def trace_architecture(
     sites of the same options.
 
     Args:
-        fold_constants: leave out what does not depend on the image, as runtimes do that compile.
+        compiled: for a runtime that compiles the graph: without what does not depend on the image
+            or does not matter (`Searchable.compact`).
     """
 
     def only(choice: Choice, candidates: Candidates) -> nn.Module:
         return candidates[architecture[choice.name]]()
 
     network = space.build(only, num_classes, search=False)
-    sites = trace(network, (), input_shape)
-    return [site for site in sites if not (site.constant and fold_constants)]
+    if not compiled:
+        return trace(network, (), input_shape)
+    for module in network.modules():
+        if isinstance(module, Searchable):
+            module.compact()
+    return [site for site in trace(network, (), input_shape) if not site.constant]
 
 
 def _units(module: nn.Module) -> Iterator[tuple[nn.Module, str | None, str | None]]:

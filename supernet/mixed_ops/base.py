@@ -34,6 +34,9 @@ Candidates = Mapping[str, Callable[[], nn.Module]]  # option -> builder of its m
 class Searchable(nn.Module):
     """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`."""
 
+    def compact(self) -> None:
+        """In a derived network: compute no more than a runtime does that compiles the graph."""
+
 
 class Parts(nn.Module):
     """A candidate whose children are measured one by one, since derived networks share some."""

@@ -39,9 +39,6 @@ Edge = tuple[int, int]  # source and target node
 class Cell(Searchable):
     """Node 0 is the input, node 3 the output; every edge carries one operation.
 
-    A derived cell leaves out what does not reach the output or is zero, and computes once what
-    several edges have in common: the pool of a node, and its ReLU.
-
     Args:
         edges: by (source, target), fixed or searchable layers of equal width and resolution.
     """
@@ -50,8 +47,17 @@ class Cell(Searchable):
         super().__init__()
         self.edges = nn.ModuleDict({edge_name(*edge): layer for edge, layer in edges.items()})
         self.nodes = nn.ModuleList(Sum() for _ in range(2, NUM_NODES))
-        self.live = _live(edges)
-        self.same = _same_nodes({edge: edges[edge] for edge in self.live})
+        self.live = frozenset(EDGES)
+        self.same: dict[int, int] = {}  # of a compact cell: the first node that equals each
+
+    def compact(self) -> None:
+        """Leave out what does not reach the output or is zero, share what edges have in common.
+
+        The pool of a node, and its ReLU, are then computed once.
+        """
+        layers = {edge: self.edges[edge_name(*edge)] for edge in EDGES}
+        self.live = _live(layers)
+        self.same = _same_nodes({edge: layers[edge] for edge in self.live})
 
     def forward(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
@@ -76,11 +82,11 @@ class Cell(Searchable):
         weights: Weights | None,
         common: dict[tuple[int, str], Tensor],
     ) -> Tensor:
-        layer = self.edges[edge_name(*edge)]
-        if isinstance(layer, ReLUConvBN):
-            return layer.conv(_once(common, (self.same[edge[0]], "relu"), layer.relu, x))
-        if isinstance(layer, nn.AvgPool2d):
-            return _once(common, (self.same[edge[0]], "pool"), layer, x)
+        layer, source = self.edges[edge_name(*edge)], self.same.get(edge[0])
+        if source is not None and isinstance(layer, ReLUConvBN):
+            return layer.conv(_once(common, (source, "relu"), layer.relu, x))
+        if source is not None and isinstance(layer, nn.AvgPool2d):
+            return _once(common, (source, "pool"), layer, x)
         return run_layer(layer, x, weights)
 
 
