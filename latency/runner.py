@@ -493,7 +493,8 @@ def failing(failed: Sequence[dict[str, str]]) -> str:
     words = [word for f in failed for word in f["where"].split(", ") if "=" in word]
     text = f"{len(failed)} operations do not run on the device:{''.join(lines)}"
     if words:
-        text += "\nto search without these candidates: exclude=" + str(list(dict.fromkeys(words)))
+        listed = json.dumps(list(dict.fromkeys(words)))
+        text += f"\nto search without these candidates: 'exclude={listed}'"
     return text
 
 
