@@ -8,16 +8,29 @@ numpy and onnxruntime, and nothing else of its package.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import json
 import math
 import os
+import platform
 import random
+import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Sequence
+from typing import Any, Callable, Dict, Iterator, Sequence
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit("runner.py needs numpy and onnxruntime: python3 -m pip install numpy onnxruntime")
+
+BUNDLE = {"format": "supernet.latency_bundle", "version": 1}
+RESULT = {"format": "supernet.latency_result", "version": 1}
+EMPTY = "an empty call"  # the operation that computes nothing
+CPU = "CPUExecutionProvider"
+SHOW_EVERY_S = 1.0
 
 MAX_CALLS = 10_000
 MAX_GROWTH = 10.0  # of a burst at a time: short bursts overestimate a call
@@ -349,3 +362,224 @@ def session_timer(
         return (time.perf_counter() - start) / num_calls * 1e3
 
     return timer
+
+
+def measure_bundle(folder: str, provider: str | None, skip_failing: bool) -> None:
+    """Measure what the folder's manifest.json lists, and write its result.json.
+
+    Args:
+        provider: execution provider in place of the manifest's.
+        skip_failing: measure the others where operations don't run.
+
+    Raises:
+        ValueError: files are damaged, operations don't run, or the clock cannot be used.
+    """
+    manifest = read_manifest(folder)
+    path = os.path.join(folder, "result.json")
+    with hold(folder):
+        if os.path.exists(path):
+            say(f"{path} is there already; to measure again, delete it", last=True)
+            return
+        if damaged := damaged_files(folder, manifest):
+            listed = ", ".join(damaged)
+            raise ValueError(f"files are missing or damaged, unpack the bundle again: {listed}")
+        if provider is not None:
+            manifest.update(provider=provider, provider_options={})
+        result = measured(folder, manifest, skip_failing)
+        write_lines(path, [{**result, "checksum": digest(result)}])
+        os.remove(os.path.join(folder, "rounds.jsonl"))
+    say(f"{len(result['rounds'])} rounds; the result is in {path}", last=True)
+
+
+def measured(folder: str, manifest: dict[str, Any], skip_failing: bool) -> dict[str, Any]:
+    """The content of result.json but for its checksum."""
+    provider, options = manifest["provider"], manifest["provider_options"]
+    device = describe(provider, options)
+    timers, failed = load(folder, manifest, [(provider, options)])
+    names = {f["name"] for f in failed}
+    essential = {EMPTY, manifest["reference"]["name"]}
+    if failed and (names & essential or not skip_failing):
+        raise ValueError(f"{failing(failed)}\nto measure the others all the same: --skip-failing")
+    operations = [
+        {field: operation[field] for field in ("name", "where", "module")}
+        for operation in manifest["operations"]
+        if operation["name"] not in names
+    ]
+    header = {"bundle": manifest["id"], "device": device, "operations": operations}
+    journal = Journal(os.path.join(folder, "rounds.jsonl"), header)
+    rows = journal.load(len(operations))
+    if journal.note:
+        os.replace(str(journal.path), f"{journal.path}.old")
+        journal.start(rows)
+        say(f"going on from {len(rows)} rounds, others cannot be used: {journal.note}", last=True)
+    reference = timers.pop(manifest["reference"]["name"])
+    plan = Plan(**manifest["plan"])
+    rows, ended = run_rounds(list(timers.values()), reference, plan, journal, tick=ticker(plan))
+    return {
+        **RESULT, "bundle": manifest["id"], "target": manifest["target"], "device": device,
+        "plan": manifest["plan"], "ended": ended, "operations": operations, "failed": failed,
+        "rounds": rows,
+    }  # fmt: skip
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
+        manifest: dict[str, Any] = json.load(file)
+    if manifest["id"] != digest({n: v for n, v in manifest.items() if n != "id"}):
+        raise ValueError("manifest.json is damaged: unpack the bundle again")
+    return manifest
+
+
+def damaged_files(folder: str, manifest: dict[str, Any]) -> list[str]:
+    """Those that are missing, or have another content than the manifest says."""
+    damaged = []
+    for name, expected in manifest["files"].items():
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                found = hashlib.sha256(file.read()).hexdigest()
+        except FileNotFoundError:
+            found = None
+        if found != expected:
+            damaged.append(name)
+    return damaged
+
+
+@contextlib.contextmanager
+def hold(folder: str) -> Iterator[None]:
+    """Wait until no other runner measures the bundle, and keep others waiting."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with open(os.path.join(folder, "runner.lock"), "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another runner measures this bundle; waiting for it to end", last=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load(
+    folder: str, manifest: dict[str, Any], providers: Sequence[Any]
+) -> tuple[dict[str, Timer], list[dict[str, str]]]:
+    """Timers by name, each called once; and the operations that don't run, with the reason."""
+    timers: dict[str, Timer] = {}
+    failed = []
+    every = [*manifest["operations"], manifest["reference"]]
+    for number, operation in enumerate(every, start=1):
+        say(f"loading {number} of {len(every)}: {operation['where']}")
+        rng = np.random.default_rng(0)
+        inputs = {
+            name: rng.standard_normal(shape, dtype=np.float32)
+            for name, shape in operation["inputs"].items()
+        }
+        path, threads = os.path.join(folder, operation["file"]), manifest["target"]["threads"]
+        try:
+            timer = session_timer(path, inputs, threads, providers)
+            timer(1)
+        except Exception as error:  # runtimes raise what they like
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            failed.append({**{n: operation[n] for n in ("name", "where")}, "reason": reason})
+        else:
+            timers[operation["name"]] = timer
+    return timers, failed
+
+
+def failing(failed: Sequence[dict[str, str]]) -> str:
+    """Names operations that don't run, and how to search without them."""
+    lines = [f"\n  {f['where']} ({f['name']}): {f['reason']}" for f in failed]
+    words = [word for f in failed for word in f["where"].split(", ") if "=" in word]
+    text = f"{len(failed)} operations do not run on the device:{''.join(lines)}"
+    if words:
+        listed = json.dumps(list(dict.fromkeys(words)))
+        text += f"\nto search without these candidates: 'exclude={listed}'"
+    return text
+
+
+def describe(provider: str, options: dict[str, Any]) -> dict[str, str]:
+    """What timings on this device depend on besides the target.
+
+    Raises:
+        ValueError: onnxruntime or the execution provider is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f"{error}; python3 -m pip install onnxruntime") from None
+    if provider not in (available := onnxruntime.get_available_providers()):
+        raise ValueError(
+            f"onnxruntime has no provider {provider!r} here; valid: {', '.join(available)}"
+        )
+    words = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+    return {
+        "device_name": device_name(),
+        "onnxruntime": onnxruntime.__version__,
+        "provider": f"{provider} {words}".strip(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def device_name() -> str:
+    """Board, CPU and number of cores, as far as the system tells them."""
+    names = []
+    for path, field in (("/proc/device-tree/model", ""), ("/proc/cpuinfo", "model name")):
+        if os.path.exists(path):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                lines = [line for line in file.read().split("\n") if line.startswith(field)]
+            names += [line.split(":")[-1].strip(" \t\0") for line in lines[:1]]
+    names += [platform.machine(), f"{os.cpu_count()} cores"]
+    return ", ".join(name for name in names if name)
+
+
+def ticker(plan: Plan) -> Callable[[int, int, int], None]:
+    """Shows how far the measuring is, not more than once a second."""
+    last = [-math.inf]
+
+    def tick(index: int, done: int, total: int) -> None:
+        if time.monotonic() - last[0] >= SHOW_EVERY_S:
+            last[0] = time.monotonic()
+            say(f"round {index + 1} of at most {plan.rounds}: {done} of {total} bursts")
+
+    return tick
+
+
+def say(text: str, last: bool = False) -> None:
+    """A line; in a terminal the next one takes its place, unless it is the last."""
+    if sys.stdout.isatty():
+        text = f"\r\033[K{text if last else text[: os.get_terminal_size().columns - 1]}"
+    end = "" if sys.stdout.isatty() and not last else "\n"
+    print(text, end=end, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Measure the ONNX files beside this program; started again, it goes on."
+    )
+    here = os.path.dirname(os.path.abspath(sys.argv[0]))
+    parser.add_argument("--folder", default=here, help="of the bundle, this program's by default")
+    parser.add_argument("--provider", help="execution provider instead of the bundle's")
+    parser.add_argument(
+        "--skip-failing", action="store_true", help="measure the others where operations don't run"
+    )
+    parser.add_argument("--describe", metavar="OPTIONS", help="print what the device is, and end")
+    parser.add_argument(
+        "--damaged", action="store_true", help="print missing and damaged files, and end"
+    )
+    args = parser.parse_args()
+    try:
+        if args.describe:
+            print(json.dumps(describe(args.provider or CPU, json.loads(args.describe))))
+        elif args.damaged:
+            print(json.dumps(damaged_files(args.folder, read_manifest(args.folder))))
+        else:
+            measure_bundle(args.folder, args.provider, args.skip_failing)
+    except (ValueError, OSError) as error:
+        sys.exit(f"runner.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from latency.runner import Row, Statistics, summarize
+from latency.runner import EMPTY, Row, Statistics, summarize
 from latency.table import Measurement, Target
-
-EMPTY = "an empty call"
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,13 @@ class Unmeasurable(ValueError):
 
     def __init__(self, where: str, name: str, reason: object) -> None:
         words = str(reason).strip().splitlines() or [type(reason).__name__]
-        super().__init__(
-            f"{where} cannot be measured ({name}): {words[0]}; to search without a candidate: "
-            "exclude=['CHOICE=OPTION'], or '*=OPTION' for all choices"
-        )
+        text = f"{where} cannot be measured ({name}): {words[0]}"
+        if "=" in where:
+            text += (
+                "; to search without a candidate: exclude=['CHOICE=OPTION'], or '*=OPTION' for all "
+                "choices"
+            )
+        super().__init__(text)
 
 
 class Elsewhere(Exception):

@@ -23,6 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from latency.backends.base import Backend
+from latency.backends.bundle import Bundle
 from latency.measure import MeasuredNetwork, cached_table, keep, measure_networks
 from latency.memory import PeakMemory
 from latency.model import (
@@ -34,6 +35,7 @@ from latency.model import (
     params_cost,
 )
 from latency.runner import Plan
+from latency.samples import Elsewhere
 from latency.sites import Site, trace, trace_architecture
 from latency.table import Calibration, LatencyTable, Measurement, Target
 from latency.validate import calibrate, describe, draw
@@ -67,6 +69,9 @@ def command(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def wrapped(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
+        except Elsewhere as steps:
+            print(steps)
+            return None
         except (ValueError, Diverged, InstantiationException) as error:
             cause = error.__cause__ if isinstance(error, InstantiationException) else error
             expected = isinstance(cause, ValueError | Diverged)
@@ -182,8 +187,9 @@ class Measured:
     @property
     def is_here(self) -> bool:
         """Whether the backend can measure the target now."""
-        here = self.backend.accepts_device(self.target.device)
-        return here and self.backend.runtime == self.target.runtime
+        device, runtime = self.target.device, self.target.runtime
+        accepts = self.backend.accepts_device(device) and self.backend.accepts_runtime(runtime)
+        return self.backend.is_here and accepts
 
     def latency(self, space: SearchSpace) -> LatencyModel | None:
         """None without a table: MACs and parameters do without one."""
@@ -264,7 +270,7 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     Raises:
         ValueError: the table given is for another target, or lacks operations.
     """
-    backend: Backend = instantiate(cfg.backend)
+    backend = make_backend(cfg)
     target = make_target(cfg, backend, data)
     supernet = space.build(MixedOp, data.info.num_classes, search=False)  # as it is deployed
     shape = (target.batch, space.in_chans, target.resolution, target.resolution)
@@ -292,6 +298,17 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     measured.table.require(keys, measure_command())
     measured.table = measured.table.restrict(keys)
     return measured
+
+
+def make_backend(cfg: DictConfig) -> Backend:
+    """The configured one, or for `import` the bundle that the result is of."""
+    backend = cfg.backend
+    if result := cfg.get("import"):
+        path = f"{Bundle.__module__}.{Bundle.__qualname__}"
+        own = backend if backend["_target_"] == path else {"_target_": path}
+        backend = {**own, "result": result}
+    found: Backend = instantiate(backend)
+    return found
 
 
 def make_plans(cfg: DictConfig) -> tuple[Plan, Plan]:

@@ -38,11 +38,15 @@ def _measure(measured: Measured, output: Path) -> LatencyTable:
     table = LatencyTable.load(output) if output.exists() else None
     sites = measured.sites
     if table is not None:
-        table.check_target(measured.target, measured.backend.describe()["device_name"])
+        here = measured.is_here
+        name = measured.backend.describe()["device_name"] if here else None
+        table.check_target(measured.target, name)
         missing = set(table.missing(site.key for site in sites))
         sites = [site for site in sites if site.key in missing]
         if not sites:
-            log.info("%s has every operation of the space already", output)
+            log.info(
+                "%s has every operation of the space already; output=ANOTHER measures anew", output
+            )
             return table
     journal = output.with_name(f"{output.name}.progress")
     fresh = measure(sites, measured.backend, measured.target, measured.plan, journal)

@@ -9,7 +9,6 @@ import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,12 @@ class Backend(ABC):
     dtypes: tuple[str, ...]
     device: str  # of a target that names none
     devices: str  # the valid ones, in words
+    is_here: bool = True  # False: measuring is up to the user
     framed: bool = False  # whether operations are timed between other layers (`latency.framing`)
+
+    def accepts_runtime(self, runtime: str) -> bool:
+        """Whether `Target.runtime` names what this backend measures."""
+        return runtime == self.runtime
 
     @abstractmethod
     def accepts_device(self, device: str) -> bool:
@@ -73,7 +77,7 @@ class Backend(ABC):
         Raises:
             ValueError: names the field and its valid values.
         """
-        if target.runtime != self.runtime:
+        if not self.accepts_runtime(target.runtime):
             raise ValueError(
                 f"{type(self).__name__} cannot measure runtime={target.runtime!r}; "
                 f"valid: {self.runtime}"
@@ -92,8 +96,6 @@ class Backend(ABC):
 
 class LocalBackend(Backend):
     """A runtime in this process."""
-
-    bursts: ClassVar[bool] = True  # False: a timer makes one call, however many it is asked for
 
     @abstractmethod
     def prepare(self, operation: Operation, target: Target) -> Timer:
