@@ -97,6 +97,6 @@ def fit(
     found, _ = nnls(weighted / lengths, np.ones(len(measured)))
     call_ms, scale, weight_ms = (found / lengths).tolist()
     return Calibration(
-        space.id, space.settings, call_ms, scale, weight_ms, len(networks), report={}
+        space.id, space.settings, call_ms, scale, weight_ms, len(networks), report={}, anchors=[]
     )
 

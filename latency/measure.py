@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -68,7 +69,8 @@ class MeasuredNetwork:
     Attributes:
         measurement: at the speed that the device had when the table was measured.
         halves: medians of the even and of the odd rounds, in ms.
-        speed: the reference's time in the table over its time now; 1 without a table.
+        speed: what the anchors (or the reference) took for the table over what they take now; 1
+            without a table.
     """
 
     measurement: Measurement
@@ -84,6 +86,7 @@ def measure_networks(
     *,
     in_chans: int,
     reference_ms: float | None = None,
+    anchors: Sequence[tuple[nn.Module, float]] = (),
     progress: bool = True,
 ) -> list[MeasuredNetwork]:
     """Measure whole networks, interleaved; each is called with one image batch of the target.
@@ -93,14 +96,23 @@ def measure_networks(
         in_chans: channels of the image.
         reference_ms: of the latency table they are compared with: times are brought to its speed,
             since a device runs faster in one hour than in another.
+        anchors: networks with the ms they took when the table was made. Measured in the same
+            rounds they tell the speed better than the small reference does.
 
     Other arguments and errors: as `measure`.
     """
     backend.check(target)
-    operations = network_operations(networks, target, in_chans)
+    every = [*networks, *(network for network, _ in anchors)]
+    operations = network_operations(every, target, in_chans)
     with machine_lock():
         samples = backend.sample(operations, target, plan, None, progress)
-    return networks_of(samples, list(operations), reference_ms)
+    names = list(operations)
+    before = [ms for _, ms in anchors]
+    now = [samples.measurement(name).median_ms for name in names[len(networks) :]]
+    if reference_ms is not None and not anchors:
+        before, now = [reference_ms], [samples.reference_ms]
+    speed = statistics.median(b / n for b, n in zip(before, now, strict=True)) if before else 1.0
+    return networks_of(samples, names[: len(networks)], speed)
 
 
 def network_operations(
@@ -114,10 +126,9 @@ def network_operations(
 
 
 def networks_of(
-    samples: Samples, names: Sequence[str], reference_ms: float | None
+    samples: Samples, names: Sequence[str], speed: float = 1.0
 ) -> list[MeasuredNetwork]:
     """The networks among the samples, at the table's speed."""
-    speed = 1.0 if reference_ms is None else reference_ms / samples.reference_ms
     if not 1 / SLOWER < speed < SLOWER:
         log.warning(
             "the device is %.2f times as fast as when the table was measured; latencies of whole "

@@ -108,6 +108,8 @@ class Calibration:
         call_ms, scale, weight_ms: the coefficients.
         num_networks: fitted on.
         report: what was found on other networks (`latency.calibration.Report`), JSON values.
+        anchors: the networks it was fitted on, {"architecture": {choice: option}, "ms": ms} each,
+            the fastest first: measured again they tell how fast the device is.
     """
 
     space: str
@@ -117,6 +119,7 @@ class Calibration:
     weight_ms: float
     num_networks: int
     report: dict[str, Any]
+    anchors: list[dict[str, Any]]
 
     def __post_init__(self) -> None:
         _check_text("space", self.space)
@@ -126,6 +129,11 @@ class Calibration:
         _check_count("num_networks", self.num_networks)
         if not isinstance(self.report, dict):
             raise ValueError(f"report must be an object, not {self.report!r}")
+        if not isinstance(self.anchors, list):
+            raise ValueError(f"anchors must be a list, not {self.anchors!r}")
+        for anchor in self.anchors:
+            _check_names(anchor, {"architecture", "ms"}, "an anchor")
+            check_number("ms", anchor["ms"])
 
 
 @dataclass(frozen=True)
@@ -214,6 +222,7 @@ class LatencyTable:
                     calibration,
                     call_ms=factor * calibration.call_ms,
                     weight_ms=factor * calibration.weight_ms,
+                    anchors=[{**a, "ms": factor * a["ms"]} for a in calibration.anchors],
                 )
             )
         return merged

@@ -95,12 +95,13 @@ def measure_with_networks(
     whole = network_operations(networks, target, in_chans)
     with machine_lock():
         samples = backend.sample({**work.operations, **whole}, target, plan, journal, progress)
-    return table_of(samples, work, target), networks_of(samples, list(whole), None)
+    return table_of(samples, work, target), networks_of(samples, list(whole))
 
 
 def calibrate(
     space: SearchSpace,
     table: LatencyTable,
+    architectures: Sequence[Architecture],
     networks: Sequence[Sequence[Site]],
     measured: Sequence[MeasuredNetwork],
     num_fit: int,
@@ -108,6 +109,7 @@ def calibrate(
     """Fit on the first networks, report on the others, and put the calibration into the table.
 
     Args:
+        architectures: the networks.
         networks: sites of each (`trace_architecture`).
         measured: the same networks whole, at the table's speed.
         num_fit: how many to fit on.
@@ -119,6 +121,11 @@ def calibrate(
     """
     times = np.array([m.measurement.median_ms for m in measured])
     found = fit(space, networks[:num_fit], times[:num_fit].tolist(), table)
+    anchors = [
+        {"architecture": dict(architecture), "ms": ms}
+        for architecture, ms in zip(architectures[:num_fit], times.tolist(), strict=False)
+    ]
+    found = replace(found, anchors=sorted(anchors, key=lambda anchor: anchor["ms"]))
     held_out = networks[num_fit:]
     if held_out:
         predicted, sums = (

@@ -61,7 +61,7 @@ def benchmark(setting: str, plan: Plan, num_fit: int, num_held_out: int) -> dict
     )
     seconds = time.perf_counter() - began
     cut = [trace_architecture(space, a, num_classes, shape, backend.framed) for a in drawn]
-    found = calibrate(space, table, cut, networks, len(fitted))
+    found = calibrate(space, table, drawn, cut, networks, len(fitted))
     return {
         "setting": setting,
         "seconds": round(seconds, 1),

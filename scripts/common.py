@@ -45,11 +45,14 @@ from supernet.engine import Diverged
 from supernet.files import write_text
 from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp
+from supernet.network import Network
 from supernet.objective import Objective
 from supernet.outcome import OnTarget
 from supernet.space import SearchSpace
 
 log = logging.getLogger(__name__)
+
+NUM_ANCHORS = 4  # networks of the calibration that are measured beside others
 
 UNSAVED = ("resume", "run_dir", "hydra")  # may differ when a run is resumed
 
@@ -218,7 +221,18 @@ class Measured:
             self.network_plan,
             in_chans=space.in_chans,
             reference_ms=None if self.table is None else self.table.reference_ms,
+            anchors=self._anchors(space),
         )
+
+    def _anchors(self, space: SearchSpace) -> list[tuple[Network, float]]:
+        """Some networks of the calibration, from the fastest to the slowest."""
+        calibration = self.table and self.table.calibration(space.id, space.settings)
+        found = calibration.anchors if calibration else []
+        chosen = found[:: max(1, (len(found) - 1) // (NUM_ANCHORS - 1))]
+        return [
+            (space.build_network(space.architecture(a["architecture"]), self.num_classes), a["ms"])
+            for a in chosen
+        ]
 
     def on_target(self, space: SearchSpace, may_measure: bool = True) -> OnTarget:
         """What can be said of derived networks: predicted with a table, measured where it is."""
@@ -328,7 +342,7 @@ def validate(cfg: DictConfig, measured: Measured, space: SearchSpace) -> Calibra
     drawn = [*fitted, *held_out]
     networks = measured.networks(space, drawn)
     sites = [measured.sites_of(space, architecture) for architecture in drawn]
-    return calibrate(space, measured.table, sites, networks, len(fitted))
+    return calibrate(space, measured.table, drawn, sites, networks, len(fitted))
 
 
 def validate_if_new(cfg: DictConfig, measured: Measured, space: SearchSpace) -> None:

@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
             journal=output.with_name(f"{output.name}.progress"),
         )
     sites = [measured.sites_of(space, architecture) for architecture in drawn]
-    calibration = calibrate(space, table, sites, networks, len(fitted))
+    calibration = calibrate(space, table, drawn, sites, networks, len(fitted))
     table.save(output)
     keep(cache_path(measured.backend, measured.target, cfg.latency.cache_dir), table)
     print(describe(calibration))

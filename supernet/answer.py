@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from latency.model import AdditiveCost
 from supernet.choice import Architecture
 from supernet.derive import Infeasible, derive
-from supernet.limits import Limit
+from supernet.limits import Limit, Membership
 from supernet.space import SearchSpace
 
 
@@ -19,8 +19,11 @@ class Answer(ABC):
     """One search answers for every budget."""
 
     @abstractmethod
-    def best(self, budget: float | None) -> Architecture:
+    def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
         """The best valid architecture whose predicted cost is at most `budget` (None: any).
+
+        Args:
+            but: architectures that are out of the question.
 
         Raises:
             Infeasible: there is none.
@@ -45,8 +48,9 @@ class MostProbable(Answer):
     ) -> None:
         self.space, self.scores, self.cost, self.limits = space, scores, cost, limits
 
-    def best(self, budget: float | None) -> Architecture:
-        return derive(self.space, self.scores, self.cost, budget, self.limits)
+    def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
+        limits = [*self.limits, *([Limit(Membership(but), 0)] if but else [])]
+        return derive(self.space, self.scores, self.cost, budget, limits)
 
 
 class BestRanked(Answer):
@@ -65,12 +69,12 @@ class BestRanked(Answer):
     ) -> None:
         self.space, self.ranked, self.limits = space, ranked, limits
 
-    def best(self, budget: float | None) -> Architecture:
+    def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
         within = [
             r
             for r in self.ranked
             if (budget is None or r["cost"] <= budget)
-            and self._holds(r["architecture"])
+            and self._holds(r["architecture"], but)
         ]
         if not within:
             meets = " and ".join(["", *map(str, self.limits)])
@@ -81,6 +85,6 @@ class BestRanked(Answer):
         best = min(within, key=lambda r: (r["rank_value"], r["loss"], r["candidate"]))
         return self.space.architecture(best["architecture"])
 
-    def _holds(self, options: Mapping[str, str]) -> bool:
+    def _holds(self, options: Mapping[str, str], but: Collection[Architecture]) -> bool:
         architecture = self.space.architecture(options)
-        return all(limit.holds(architecture) for limit in self.limits)
+        return architecture not in but and all(limit.holds(architecture) for limit in self.limits)

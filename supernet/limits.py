@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,3 +48,22 @@ class Limit:
 def figure(value: float) -> str:
     """Six digits, or all of a large count: a bound that is copied must not be rounded down."""
     return f"{value:.6g}" if value < 1e6 else f"{value:.0f}"
+
+
+class Membership:
+    """As a cost: 1 for the architectures of a collection, 0 for all others."""
+
+    name, unit = "membership", "of a collection"
+
+    def __init__(self, architectures: Collection[Architecture]) -> None:
+        self.architectures = architectures
+
+    def of(self, architecture: Architecture) -> int:
+        return int(architecture in self.architectures)
+
+    def rows(self, upper: float) -> list[LinearConstraint]:
+        return [] if upper >= 1 else [self.cut(a, upper) for a in self.architectures]
+
+    def cut(self, architecture: Architecture, upper: float) -> LinearConstraint:
+        """Forbids one architecture."""
+        return LinearConstraint(dict.fromkeys(architecture, 1.0), upper=len(list(architecture)) - 1)

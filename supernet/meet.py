@@ -15,7 +15,7 @@ from supernet.derive import Infeasible
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 5
+MAX_TRIES = 6
 TOLERANCE = 0.03  # below the budget: more was to be had
 MARGIN = 0.003  # below the budget that is aimed at, for the noise of measuring
 
@@ -86,12 +86,10 @@ def meet(
     allowed = budget
     for _ in range(MAX_TRIES):
         try:
-            found = answer.best(allowed)
+            found = answer.best(allowed, but=[a.architecture for a in attempts])
         except Infeasible:
             if not attempts:
                 raise
-            break
-        if any(found == a.architecture for a in attempts):
             break
         attempt = Attempt(found, allowed, predict(found), measure(found))
         attempts.append(attempt)
@@ -102,10 +100,11 @@ def meet(
         )  # fmt: skip
         if used <= 1 and (found == wanted or used >= 1 - TOLERANCE):
             break
-        allowed = (1 - MARGIN) * cost.of(found) / used
+        costs = sum(cost.of(a.architecture) for a in attempts)
+        allowed = (1 - MARGIN) * budget * costs / sum(a.measured.median_ms for a in attempts)
     within = [a for a in attempts if a.measured.median_ms <= budget]
     if within:
-        best = max(within, key=lambda a: a.allowed or 0.0)
+        best = max(within, key=lambda a: a.measured.median_ms)
     else:
         best = min(attempts, key=lambda a: a.measured.median_ms)
         log.warning(

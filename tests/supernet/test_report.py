@@ -116,7 +116,7 @@ def make_run(folder, space, *, retrain, one_shot=False, num_epochs=30):
     figures = {"num_networks": 2, "mape": 1.5, "worst": 2.25, "noise": 0.5}
     points = [[2.0, 2.03], [3.0, 2.94]]
     calibration = Calibration(
-        space.id, space.settings, 0.1, 1.05, 0.2, 8, {**figures, "points": points}
+        space.id, space.settings, 0.1, 1.05, 0.2, 8, {**figures, "points": points}, []
     )
     LatencyTable(
         target, {"device_name": "a processor"}, 0.01, 0.2,
