@@ -113,12 +113,16 @@ def quantized(model: bytes, operation: Operation) -> bytes:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The quantiser advises by log message on what is done already."""
+    import onnxruntime
+
     root: Any = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
+    onnxruntime.set_default_logger_severity(3)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         root.setLevel(before)
+        onnxruntime.set_default_logger_severity(2)
