@@ -24,6 +24,7 @@ MAX_GROWTH = 10.0  # of a burst at a time: short bursts overestimate a call
 REFERENCE = -1  # stands for the reference among the operations' positions
 REFERENCE_EVERY = 6  # bursts between two of the reference
 LOOK_EVERY = 5  # rounds between two looks at the precision
+MIN_FOR_CI = 6  # bursts; the extremes of fewer enclose the median with less than 95%
 NEIGHBOURS = 7  # bursts to either side that tell how fast the device was
 
 Timer = Callable[[int], float]  # number of calls in one burst -> mean ms of a call
@@ -72,7 +73,8 @@ class Statistics:
 
     Attributes:
         median_ms, iqr_ms: median and distance between the quartiles.
-        ci_ms: half of the width of the median's 95% confidence interval.
+        ci_ms: half of the width of the median's 95% confidence interval; too few bursts tell
+            nothing of it, and it is the median itself.
         num_runs: bursts.
         energy_mj: mean of a call, in mJ; None where the device does not tell.
     """
@@ -299,7 +301,7 @@ def statistics(ms: np.ndarray, mj: np.ndarray | None) -> Statistics:
     n = len(values)
     # Ranks n/2 -+ 0.98 sqrt(n) enclose the median with 95%: the binomial's normal form.
     first, last = math.floor(n / 2 - 0.98 * n**0.5), math.ceil(n / 2 + 0.98 * n**0.5)
-    ci = (values[min(last, n - 1)] - values[max(first, 0)]) / 2
+    ci = (values[min(last, n - 1)] - values[max(first, 0)]) / 2 if n >= MIN_FOR_CI else median
     energy = None if mj is None else float(np.mean(mj))
     return Statistics(float(median), float(high - low), float(ci), n, energy)
 
