@@ -150,19 +150,31 @@ def check_row(row: Any, num_operations: int) -> None:
     """
     if not isinstance(row, dict) or not {"order", "ms", "seconds"} <= row.keys():
         raise ValueError("a round has the fields order, ms and seconds")
-    if any(
-        type(which) is not int or not REFERENCE <= which < num_operations for which in row["order"]
+    if not isinstance(row["order"], list) or not all(
+        type(which) is int and REFERENCE <= which < num_operations for which in row["order"]
     ):
         raise ValueError(
             f"a round's order names operations from {REFERENCE} to {num_operations - 1}"
         )
-    for name in {"ms", "mj"} & row.keys():
-        if len(row[name]) != len(row["order"]) or not all(
-            isinstance(v, (int, float)) and 0 <= v < float("inf") for v in row[name]
+    for name in sorted({"ms", "mj"} & row.keys()):
+        values = row[name]
+        if (
+            not isinstance(values, list)
+            or len(values) != len(row["order"])
+            or not all(is_number(value) for value in values)
         ):
             raise ValueError(
                 f"a round's {name} has one number of at least 0 for each of its bursts"
             )
+    if 0 in row["ms"]:
+        raise ValueError("no burst of a round took 0 ms")
+    if not is_number(row["seconds"]):
+        raise ValueError(f"a round's seconds are at least 0, not {row['seconds']!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number of at least 0."""
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def run_rounds(
