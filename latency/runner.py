@@ -110,16 +110,16 @@ class Journal:
                 value = json.loads(line)
                 if number > 1:
                     check_row(value, num_operations)
+                elif not isinstance(value, dict):
+                    raise ValueError("a header has fields")
             except ValueError as error:
                 self.note = f"{self.path}, line {number}: {error}"
                 break
             if number > 1:
                 rows.append(value)
                 continue
-            names = value.keys() | self.header.keys() if isinstance(value, dict) else ["content"]
-            differ = [
-                n for n in sorted(names) if digest(value.get(n)) != digest(self.header.get(n))
-            ]
+            names = sorted(value.keys() | self.header.keys())
+            differ = [n for n in names if digest(value.get(n)) != digest(self.header.get(n))]
             if differ:
                 self.note = f"{self.path} is of another {', '.join(differ)}"
                 break
