@@ -128,6 +128,7 @@ class Journal:
     def start(self, rows: Sequence[Row]) -> None:
         """Write the header and the rounds to go on from."""
         if self.path is not None:
+            os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
             write_lines(self.path, [self.header, *rows])
 
     def add(self, row: Row) -> None:
