@@ -37,6 +37,7 @@ MAX_GROWTH = 10.0  # of a burst at a time: short bursts overestimate a call
 REFERENCE = -1  # stands for the reference among the operations' positions
 REFERENCE_EVERY = 6  # bursts between two of the reference
 LOOK_EVERY = 5  # rounds between two looks at the precision
+MIN_FOR_CI = 6  # bursts; the extremes of fewer enclose the median with less than 95%
 NEIGHBOURS = 7  # bursts to either side that tell how fast the device was
 
 Timer = Callable[[int], float]  # number of calls in one burst -> mean ms of a call
@@ -85,7 +86,8 @@ class Statistics:
 
     Attributes:
         median_ms, iqr_ms: median and distance between the quartiles.
-        ci_ms: half of the width of the median's 95% confidence interval.
+        ci_ms: half of the width of the median's 95% confidence interval; too few bursts tell
+            nothing of it, and it is the median itself.
         num_runs: bursts.
         energy_mj: mean of a call, in mJ; None where the device does not tell.
     """
@@ -121,16 +123,16 @@ class Journal:
                 value = json.loads(line)
                 if number > 1:
                     check_row(value, num_operations)
+                elif not isinstance(value, dict):
+                    raise ValueError("a header has fields")
             except ValueError as error:
                 self.note = f"{self.path}, line {number}: {error}"
                 break
             if number > 1:
                 rows.append(value)
                 continue
-            names = value.keys() | self.header.keys() if isinstance(value, dict) else ["content"]
-            differ = [
-                n for n in sorted(names) if digest(value.get(n)) != digest(self.header.get(n))
-            ]
+            names = sorted(value.keys() | self.header.keys())
+            differ = [n for n in names if digest(value.get(n)) != digest(self.header.get(n))]
             if differ:
                 self.note = f"{self.path} is of another {', '.join(differ)}"
                 break
@@ -139,6 +141,7 @@ class Journal:
     def start(self, rows: Sequence[Row]) -> None:
         """Write the header and the rounds to go on from."""
         if self.path is not None:
+            os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
             write_lines(self.path, [self.header, *rows])
 
     def add(self, row: Row) -> None:
@@ -161,19 +164,31 @@ def check_row(row: Any, num_operations: int) -> None:
     """
     if not isinstance(row, dict) or not {"order", "ms", "seconds"} <= row.keys():
         raise ValueError("a round has the fields order, ms and seconds")
-    if any(
-        type(which) is not int or not REFERENCE <= which < num_operations for which in row["order"]
+    if not isinstance(row["order"], list) or not all(
+        type(which) is int and REFERENCE <= which < num_operations for which in row["order"]
     ):
         raise ValueError(
             f"a round's order names operations from {REFERENCE} to {num_operations - 1}"
         )
-    for name in {"ms", "mj"} & row.keys():
-        if len(row[name]) != len(row["order"]) or not all(
-            isinstance(v, (int, float)) and 0 <= v < float("inf") for v in row[name]
+    for name in sorted({"ms", "mj"} & row.keys()):
+        values = row[name]
+        if (
+            not isinstance(values, list)
+            or len(values) != len(row["order"])
+            or not all(is_number(value) for value in values)
         ):
             raise ValueError(
                 f"a round's {name} has one number of at least 0 for each of its bursts"
             )
+    if 0 in row["ms"]:
+        raise ValueError("no burst of a round took 0 ms")
+    if not is_number(row["seconds"]):
+        raise ValueError(f"a round's seconds are at least 0, not {row['seconds']!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number of at least 0."""
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def run_rounds(
@@ -312,7 +327,7 @@ def statistics(ms: np.ndarray, mj: np.ndarray | None) -> Statistics:
     n = len(values)
     # Ranks n/2 -+ 0.98 sqrt(n) enclose the median with 95%: the binomial's normal form.
     first, last = math.floor(n / 2 - 0.98 * n**0.5), math.ceil(n / 2 + 0.98 * n**0.5)
-    ci = (values[min(last, n - 1)] - values[max(first, 0)]) / 2
+    ci = (values[min(last, n - 1)] - values[max(first, 0)]) / 2 if n >= MIN_FOR_CI else median
     energy = None if mj is None else float(np.mean(mj))
     return Statistics(float(median), float(high - low), float(ci), n, energy)
 

@@ -119,7 +119,7 @@ class Calibration:
     weight_ms: float
     num_networks: int
     report: dict[str, Any]
-    anchors: list[dict[str, Any]]
+    anchors: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_text("space", self.space)

@@ -123,7 +123,7 @@ class LocalBackend(Backend):
         )
         done = len(kept.load(len(every)))
         if kept.note:
-            log.warning("measuring starts anew, its progress cannot be used: %s", kept.note)
+            log.warning("going on from %d rounds, others cannot be used: %s", done, kept.note)
         log.info(
             "measuring %d operations on %s%s",
             len(operations),

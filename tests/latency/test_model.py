@@ -6,9 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latency.model import AdditiveCost, LatencyModel, energy_cost, macs_cost, params_cost
-from latency.sites import Site, trace
-from latency.table import LatencyTable, Measurement, Target
+from latency.model import (
+    AdditiveCost,
+    LatencyModel,
+    energy_cost,
+    macs_cost,
+    network_ms,
+    params_cost,
+)
+from latency.sites import Site, trace, trace_architecture
+from latency.table import Calibration, LatencyTable, Measurement, Target
 from supernet.choice import Architecture
 from supernet.mixed_ops.base import MixedOp
 from supernet.space import SearchSpace
@@ -22,6 +29,7 @@ SPACES = {
         expansions=(3,), head_chs=24,
     ),
 }  # fmt: skip
+OVERHEAD_MS = 0.0625
 
 
 @pytest.fixture(params=SPACES)
@@ -39,13 +47,13 @@ def random_table(sites: list[Site], seed: int = 0) -> LatencyTable:
     keys = sorted({site.key for site in sites})
     powers = torch.rand(len(keys), generator=torch.Generator().manual_seed(seed)) * 7 - 4
     times = (10.0 ** powers.double()).tolist()
-    measurements = {key: Measurement(ms, 0.0, 1) for key, ms in zip(keys, times, strict=True)}
-    return LatencyTable(Target(), {}, measurements)
+    measurements = {key: Measurement(ms, 0.0, 0.0, 1) for key, ms in zip(keys, times, strict=True)}
+    return LatencyTable(Target(), {}, OVERHEAD_MS, 1.0, measurements)
 
 
 def brute_force(sites: list[Site], table: LatencyTable, architecture: Architecture) -> float:
     pairs = {(None, None), *architecture}
-    return sum(
+    return OVERHEAD_MS + sum(
         table.measurements[site.key].median_ms
         for site in sites
         if (site.choice, site.option) in pairs
@@ -118,7 +126,7 @@ def test_missing_operations_are_all_listed() -> None:
     for key in dropped:
         del table.measurements[key]
     with pytest.raises(ValueError, match="measure them with: supernet-measure space=x") as caught:
-        LatencyModel(space.choices, sites, table, "supernet-measure space=x")
+        LatencyModel(space.choices, sites, table, None, "supernet-measure space=x")
     assert all(str(key) in str(caught.value) for key in dropped)
 
 
@@ -164,8 +172,8 @@ def test_energy_is_the_sum_of_the_tables() -> None:
     space = SPACES["nasbench201"]
     sites = trace_space(space)
     keys = sorted({site.key for site in sites})
-    measurements = {k: Measurement(1.0, 0.0, 1, energy_mj=0.5 * i) for i, k in enumerate(keys)}
-    cost = energy_cost(space.choices, sites, LatencyTable(Target(), {}, measurements))
+    measurements = {k: Measurement(1.0, 0.0, 0.0, 1, energy_mj=0.5 * i) for i, k in enumerate(keys)}
+    cost = energy_cost(space.choices, sites, LatencyTable(Target(), {}, 0.0, 1.0, measurements))
     assert (cost.name, cost.unit) == ("energy", "mJ")
     architecture = space.sample(torch.Generator().manual_seed(3))
     pairs = {(None, None), *architecture}
@@ -211,3 +219,156 @@ def test_an_excluded_candidate_needs_no_site_and_costs_as_the_dearest_other() ->
     for name, vector in part.per_option.items():
         same = [(name, o) not in excluded for o in space.by_name[name].options]
         assert torch.equal(vector[same], whole.per_option[name][same])
+
+
+# ---- whole networks
+
+
+CALIBRATIONS = [None, Calibration("s", "{}", 0.375, 1.25, 3.5, 8, {}, [])]
+
+
+def trace_one(
+    space: SearchSpace, architecture: Architecture, compiled: bool = True
+) -> list[Site]:
+    shape = (1, 3, space.img_size, space.img_size)
+    return trace_architecture(space, architecture, 10, shape, compiled)
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS, ids=["sum", "calibrated"])
+def test_of_an_mbconv_network_is_what_its_operations_take(calibration: Calibration | None) -> None:
+    space = SPACES["mbconv"]
+    sites = trace_space(space)
+    table = random_table(sites)
+    model = LatencyModel(space.choices, sites, table, calibration)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        architecture = space.sample(generator)
+        own = trace_one(space, architecture)
+        total = network_ms(own, table, calibration)
+        assert abs(model.of(architecture) - total) < 1e-9
+        assert abs(model.expected(one_hot(architecture, space)).item() - total) < 1e-9
+        # by hand
+        work = sum(table.measurements[site.key].median_ms for site in own)
+        params = sum(p.numel() for p in space.build_network(architecture, 10).parameters())
+        by_hand = OVERHEAD_MS + work
+        if calibration is not None:
+            by_hand = 0.375 + 1.25 * work + 3.5 * params / 1e6
+        assert abs(total - by_hand) < 1e-9
+        uncalibrated = brute_force(sites, table, architecture)
+        assert abs(model.uncalibrated.of(architecture) - uncalibrated) < 1e-9
+
+
+def test_the_gradient_includes_the_calibration(space: SearchSpace) -> None:
+    """Against differences of whole predictions, one choice changed."""
+    sites = trace_space(space)
+    table = random_table(sites)
+    model = LatencyModel(space.choices, sites, table, CALIBRATIONS[1])
+    plain = LatencyModel(space.choices, sites, table)
+    weights = {
+        choice.name: torch.full((len(choice.options),), 0.25, requires_grad=True)
+        for choice in space.choices
+    }
+    model.expected(weights).backward()
+    architecture = space.sample(torch.Generator().manual_seed(0))
+    for choice in space.choices:
+        gradient = weights[choice.name].grad
+        assert gradient is not None
+        values = [
+            model.of(space.architecture({**dict(architecture), choice.name: option}))
+            for option in choice.options
+        ]
+        differences = torch.tensor(values) - values[0]
+        torch.testing.assert_close(gradient - gradient[0], differences, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(gradient.double(), plain.per_option[choice.name])
+
+
+UNSHARED = (
+    "|nor_conv_1x1~0|+|avg_pool_3x3~0|nor_conv_3x3~1|+"
+    "|skip_connect~0|avg_pool_3x3~1|nor_conv_3x3~2|"
+)
+SHARED = (  # two convolutions of one node, by a skip
+    "|skip_connect~0|+|nor_conv_3x3~0|nor_conv_1x1~1|+"
+    "|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1~2|"
+)
+
+
+def shares_or_idles(space: NasBench201, architecture: Architecture) -> bool:
+    """Whether a cell has idle edges or common work, from the paths written out as text."""
+    edges = {
+        tuple(int(end) for end in name.split("_")[1:]): option for name, option in architecture
+    }
+    if "none" in edges.values():
+        return True
+    same = {0: 0, 1: 0 if edges[0, 1] == "skip_connect" else 1, 2: 2, 3: 3}
+    kinds = [
+        (same[source], "relu" if option.startswith("nor_conv") else option)
+        for (source, _), option in edges.items()
+        if option != "skip_connect"
+    ]
+    return len(set(kinds)) < len(kinds)
+
+
+def decreasing_table(sites: list[Site]) -> LatencyTable:
+    """Random, but that a sum of three is never faster than one of two."""
+    table = random_table(sites)
+    twos, threes = (
+        sorted(
+            {s.key for s in sites if type(s.module).__name__ == "Sum" and len(s.input_shapes) == n},
+            key=lambda key: key.in_chs,
+        )
+        for n in (2, 3)
+    )
+    for two, three in zip(twos, threes, strict=True):
+        ms = table.measurements[two].median_ms
+        table.measurements[three] = replace(table.measurements[three], median_ms=1.5 * ms)
+    return table
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS, ids=["sum", "calibrated"])
+def test_a_cell_takes_at_most_the_sum_of_its_options(calibration: Calibration | None) -> None:
+    """As much exactly where no edge is idle and no work is shared."""
+    space = SPACES["nasbench201"]
+    assert isinstance(space, NasBench201)
+    sites = trace_space(space)
+    table = decreasing_table(sites)
+    model = LatencyModel(space.choices, sites, table, calibration)
+    generator = torch.Generator().manual_seed(0)
+    cells = [space.from_string(UNSHARED), *(space.sample(generator) for _ in range(30))]
+    cells.append(space.architecture({c.name: "skip_connect" for c in space.choices}))
+    equal = 0
+    for cell in cells:
+        total, bound = network_ms(trace_one(space, cell), table, calibration), model.of(cell)
+        if shares_or_idles(space, cell):
+            assert total < bound
+        else:
+            equal += 1
+            assert abs(total - bound) < 1e-9
+    assert 2 <= equal <= 15
+    shared = space.from_string(SHARED)
+    assert network_ms(trace_one(space, shared), table, calibration) < model.of(shared)
+
+
+def test_what_a_derived_cell_leaves_out_is_not_counted() -> None:
+    """One cell, by hand."""
+    space = NasBench201(widths=(4,), num_cells=1, img_size=8)
+    sites = trace_space(space)
+    table = random_table(sites)
+    text = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|avg_pool_3x3~0|none~1|avg_pool_3x3~2|"
+    cell = space.from_string(text)
+    model = LatencyModel(space.choices, sites, table)
+
+    def ms(choice: str | None, option: str | None, kind: str = "", inputs: int = 1) -> float:
+        found = [
+            table.measurements[s.key].median_ms
+            for s in sites
+            if (s.choice, s.option) == (choice, option) and len(s.input_shapes) == inputs
+            and kind in type(s.module).__name__
+        ]  # fmt: skip
+        return sum(found)
+
+    left_out = (
+        ms("edge_0_1", "nor_conv_3x3") + ms("edge_1_2", "none") + ms("edge_1_3", "none")
+        + ms("edge_0_3", "avg_pool_3x3")  # the same as that of node 2, which is node 0
+        + ms(None, None, "Sum", 2) + ms(None, None, "Sum", 3) - ms(None, None, "Sum", 2)
+    )  # fmt: skip
+    assert network_ms(trace_one(space, cell), table) == pytest.approx(model.of(cell) - left_out)

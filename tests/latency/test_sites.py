@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from latency.sites import Site, trace
+from latency.sites import Site, trace, trace_architecture
+from latency.table import OpKey
 from supernet.choice import Architecture, Choice
 from supernet.mixed_ops.base import MixedOp, Searchable, Weights
 from supernet.network import Block, Network
@@ -116,9 +120,12 @@ def test_every_position_of_nasbench201_is_a_site() -> None:
     num_cells = 2 * 2
     for choice in space.choices:
         for option in choice.options:
-            count = sum((s.choice, s.option) == (choice.name, option) for s in sites)
-            parts = 2 if "conv" in option else 1  # ReLU; convolution and batch norm
-            assert count == parts * num_cells
+            found = [s for s in sites if (s.choice, s.option) == (choice.name, option)]
+            names = [type(s.module).__name__ for s in found]
+            if option.startswith("nor_conv"):  # in two parts: derived cells may share the ReLU
+                assert names == ["ReLU", "Sequential"] * num_cells
+            else:
+                assert len(names) == num_cells
     fixed = [type(s.module).__name__ for s in sites if s.choice is None]
     assert fixed.count("Sum") == 2 * num_cells
     assert fixed.count("ResidualReduction") == 1
@@ -129,12 +136,17 @@ def test_every_position_of_nasbench201_is_a_site() -> None:
     assert len({s.key for s in sites if type(s.module).__name__ == "Sum"}) == 4
 
 
-def test_candidates_never_share_a_key() -> None:
+def test_candidates_never_cost_the_same_operations() -> None:
     for space in SPACES:
         sites = trace_deployed(space)
         for choice in space.choices:
-            keys = {s.option: s.key for s in sites if s.choice == choice.name}
-            assert len(set(keys.values())) == len(choice.options)
+            keys: dict[str | None, set[OpKey]] = {}
+            for site in sites:
+                if site.choice == choice.name:
+                    keys.setdefault(site.option, set()).add(site.key)
+            assert len(keys) == len(choice.options)
+            for one, two in itertools.combinations(keys.values(), 2):
+                assert one != two  # they may have a part in common, a ReLU
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
@@ -172,3 +184,36 @@ def test_a_layer_that_takes_more_than_tensors_is_refused_and_nothing_is_left_beh
         trace(network, [CHOICE], (1, 3, 6, 6))
     assert all(module.training for module in network.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+# ---- one derived network
+
+
+def test_the_operations_of_an_mbconv_network_are_the_supernets() -> None:
+    space = SPACES[1]
+    sites = trace_deployed(space)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        architecture = space.sample(generator)
+        shape = (1, 3, space.img_size, space.img_size)
+        found = trace_architecture(space, architecture, 10, shape)
+        expected = [(s.key, s.macs, s.params, s.output_shape) for s in chosen(sites, architecture)]
+        assert [(s.key, s.macs, s.params, s.output_shape) for s in found] == expected
+        assert {(s.choice, s.option) for s in found} == {(None, None)}
+
+
+def test_a_derived_cell_runs_what_it_needs_once() -> None:
+    """Counted by hand: node 1 has no output, nodes 0 and 2 are equal, and two pools read them."""
+    space = NasBench201(widths=(4,), num_cells=1, img_size=8)
+    cell = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|avg_pool_3x3~0|none~1|avg_pool_3x3~2|"
+    sites = trace_architecture(space, space.from_string(cell), 10, (2, 3, 8, 8))
+    names = Counter(type(site.module).__name__ for site in sites[1:-3])  # without stem and head
+    assert names == {"Identity": 1, "AvgPool2d": 1, "Sum": 1}
+
+    cell = "|nor_conv_1x1~0|+|nor_conv_3x3~0|none~1|+|avg_pool_3x3~0|nor_conv_3x3~1|skip_connect~2|"
+    sites = trace_architecture(space, space.from_string(cell), 10, (2, 3, 8, 8))
+    names = Counter(type(site.module).__name__ for site in sites[1:-3])
+    # one ReLU for the convolutions of node 0, one for that of node 1
+    assert names == {"Identity": 1, "AvgPool2d": 1, "Sum": 1, "ReLU": 2, "Sequential": 3}
+    convolutions = [s for s in sites[1:-3] if type(s.module).__name__ == "Sequential"]
+    assert sorted(s.macs for s in convolutions) == [64 * 16, 64 * 144, 64 * 144]

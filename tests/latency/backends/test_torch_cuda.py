@@ -1,38 +1,36 @@
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from latency.backends.torch_cuda import SETTLING_CALLS, TorchCUDA, event_timer
-from latency.measure import measure_network
+from latency.backends.torch_cuda import SETTLING_CALLS, TorchCUDA, captured, event_timer, settled
+from latency.measure import measure_networks
+from latency.runner import Plan
+from latency.samples import Operation
 from latency.table import Target
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+TARGET = Target(device="cuda", resolution=32)
 
 
 class Device:
-    """A queue: calls are counted when issued and take time when the device is waited for.
-
-    The first calls take long, as cuDNN's algorithm search does, unless the search is off: then
-    every call does.
-    """
+    """A queue: calls are counted when issued and take time when the device is waited for."""
 
     def __init__(self, call_ms: float) -> None:
         self.call_ms = call_ms
         self.clock = 0.0
-        self.calls = 0
         self.log: list[str] = []
 
     def call(self) -> None:
         assert torch.is_inference_mode_enabled()
-        settled = self.calls >= SETTLING_CALLS and torch.backends.cudnn.benchmark
-        self.clock += self.call_ms if settled else 1000.0
-        self.calls += 1
+        self.clock += self.call_ms
         self.log.append("call")
 
     def synchronize(self) -> None:
+        self.clock += 500.0  # what was queued before is not the burst's
         self.log.append("synchronize")
 
     def event(self) -> Any:
@@ -55,47 +53,75 @@ class Event:
         return end.time - self.time  # ms, as CUDA's
 
 
-@pytest.mark.parametrize("benchmark", [False, True])
-def test_no_algorithm_search_is_timed(monkeypatch: pytest.MonkeyPatch, benchmark: bool) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+@pytest.mark.parametrize("num_calls", [1, 4])
+def test_a_burst_lies_between_two_events_on_an_idle_device(num_calls: int) -> None:
     device = Device(call_ms=1.5)
     timer = event_timer(device.call, device.event, device.synchronize)
-    assert timer(4) == pytest.approx(1.5)
-    assert torch.backends.cudnn.benchmark is benchmark
-    settling = ["call"] * SETTLING_CALLS + ["synchronize"]
-    burst = ["synchronize", "record", *["call"] * 4, "record", "wait for event"]
-    assert device.log == settling + burst
-
-
-def test_the_flag_is_restored_after_an_error() -> None:
-    before = torch.backends.cudnn.benchmark
-    counter = itertools.count()
-
-    def fail() -> None:
-        next(counter)
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        event_timer(fail, lambda: None, lambda: None)
-    assert torch.backends.cudnn.benchmark == before
+    assert device.log == []
+    assert timer(num_calls) == pytest.approx(1.5)
+    burst = ["synchronize", "record", *["call"] * num_calls, "record", "wait for event"]
+    assert device.log == burst
+    assert timer(num_calls) == pytest.approx(1.5)
+    assert device.log == 2 * burst
 
 
 def test_without_a_gpu_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda' here; valid: cuda, where PyTorch finds"):
-        TorchCUDA().check(Target(device="cuda"))
+        TorchCUDA().check(TARGET)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    TorchCUDA().check(Target(device="cuda"))
+    TorchCUDA().check(TARGET)
     with pytest.raises(ValueError, match="device='cpu' here"):
         TorchCUDA().check(Target(device="cpu"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+
+
+@needs_gpu
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_on_a_gpu(dtype: str) -> None:
-    backend, target = TorchCUDA(), Target(device="cuda", dtype=dtype, resolution=32)
-    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
-    found = measure_network(network, backend, target, in_chans=3, rounds=3, burst_ms=1.0)
-    assert found.median_ms > 0
-    assert next(network.parameters()).device.type == "cpu"
+def test_on_a_gpu(dtype: str, graphs: bool) -> None:
+    backend, target = TorchCUDA(graphs), Target(device="cuda", dtype=dtype, resolution=32)
+    module = network()
+    plan = Plan(rounds=3, min_rounds=3, burst_ms=1.0)
+    (found,) = measure_networks([module], backend, target, plan, in_chans=3)
+    assert found.measurement.median_ms > 0
+    assert next(module.parameters()).device.type == "cpu"
     assert backend.describe()["device_name"]
+    assert backend.describe()["cuda_graphs"] == ("yes" if graphs else "no")
+
+
+@needs_gpu
+def test_cudnn_searches_before_anything_is_captured_or_timed() -> None:
+    calls = []
+    call = settled(lambda: calls.append(torch.cuda.is_current_stream_capturing()))
+    assert calls == [False] * SETTLING_CALLS
+    assert torch.backends.cudnn.benchmark
+    captured(lambda: (call(), torch.zeros(1, device="cuda"))[0])
+    assert calls == [False] * SETTLING_CALLS + [True]
+
+
+@needs_gpu
+def test_a_replay_computes_what_the_module_does() -> None:
+    module, x = network().cuda().eval(), torch.randn(1, 3, 32, 32, device="cuda")
+    output = torch.zeros(1, 16, 30, 30, device="cuda")
+    replay = captured(settled(lambda: output.copy_(module(x))))
+    with torch.inference_mode():
+        expected = module(x.copy_(torch.randn_like(x))).clone()
+        output.zero_()
+        replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(output, expected)
+
+
+@needs_gpu
+def test_the_launches_of_many_small_kernels_are_not_mistaken_for_work() -> None:
+    module = nn.Sequential(*(nn.ReLU() for _ in range(200)))
+    operation = Operation(module, ((1, 8, 4, 4),), "x")
+    eager, replayed = (
+        min(TorchCUDA(graphs).prepare(operation, TARGET)(20) for _ in range(5))
+        for graphs in (False, True)
+    )
+    assert replayed < eager

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from latency.model import AdditiveCost
+from supernet.answer import BestRanked, MostProbable
+from supernet.derive import Infeasible
+from supernet.spaces.mbconv import MBConv
+
+SPACE = MBConv(stages=[[24, 3, 2], [40, 2, 2]], kernels=[3, 5], expansions=[3])
+
+
+def draw(seed: int) -> tuple[dict[str, torch.Tensor], AdditiveCost]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def vectors() -> dict[str, torch.Tensor]:
+        return {
+            c.name: torch.rand(len(c.options), generator=generator, dtype=torch.float64)
+            for c in SPACE.choices
+        }
+
+    scores = {name: torch.log_softmax(3 * v, dim=0) for name, v in vectors().items()}
+    return scores, AdditiveCost(SPACE.choices, 0.5, vectors(), "latency", "ms")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_search_answers_for_every_budget(seed: int) -> None:
+    scores, cost = draw(seed)
+    names = [choice.name for choice in SPACE.choices]
+    options = itertools.product(*(choice.options for choice in SPACE.choices))
+    every = [SPACE.architecture(dict(zip(names, chosen, strict=True))) for chosen in options]
+    total = {
+        a: sum(scores[c.name][c.index(a[c.name])].item() for c in SPACE.choices) for a in every
+    }
+    costs = {a: cost.of(a) for a in every}
+    answer = MostProbable(SPACE, scores, cost)
+    assert answer.best(None) == max(every, key=lambda a: total[a])
+    low, high = min(costs.values()), max(costs.values())
+    for share in (0.05, 0.3, 0.6, 1.0):
+        budget = low + share * (high - low)
+        best = max((a for a in every if costs[a] <= budget), key=lambda a: total[a])
+        assert total[answer.best(budget)] == pytest.approx(total[best])
+        assert costs[answer.best(budget)] <= budget
+    with pytest.raises(Infeasible, match="the reachable range is"):
+        answer.best(low - 0.01)
+
+
+def record(index: int, cost: float, value: float, loss: float = 1.0) -> dict[str, Any]:
+    """A ranked architecture, with options that tell which one it is."""
+    digits = [(index >> bit) % 2 for bit in range(len(SPACE.choices))]
+    options = {c.name: c.options[d] for c, d in zip(SPACE.choices, digits, strict=True)}
+    return {
+        "architecture": options, "cost": cost, "rank_value": value, "loss": loss,
+        "candidate": index,
+    }  # fmt: skip
+
+
+def test_the_first_ranked_one_within_the_budget() -> None:
+    records = [
+        record(0, cost=5.0, value=10.0),
+        record(1, cost=3.0, value=20.0, loss=0.7),
+        record(2, cost=3.0, value=20.0, loss=0.5),
+        record(3, cost=1.0, value=40.0),
+        record(4, cost=3.0, value=20.0, loss=0.5),
+        record(5, cost=2.0, value=50.0),
+    ]
+    for ranked in (records, records[::-1]):
+        answer = BestRanked(SPACE, ranked)
+        for budget, index in [(None, 0), (5.0, 0), (4.9, 2), (3.0, 2), (2.9, 3), (1.0, 3)]:
+            assert answer.best(budget) == SPACE.architecture(records[index]["architecture"])
+        with pytest.raises(Infeasible, match="none of the 6 .* at most 0.5; the cheapest costs 1"):
+            answer.best(0.5)
