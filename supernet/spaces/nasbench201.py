@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from supernet.choice import Architecture, Choice
-from supernet.mixed_ops.base import Candidates, MixedOp, Searchable, Weights, run_layer
+from supernet.mixed_ops.base import Candidates, Searchable, Weights, run_layer
 from supernet.network import Block, Network
 from supernet.ops.nasbench201 import ReLUConvBN, ResidualReduction, Zero
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
@@ -61,16 +61,13 @@ class Cell(Searchable):
 
     def forward(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        live = self.live
-        if weights is not None:  # a supernet that runs one path leaves out what its network does
-            live = _live({e for e in live if not _idle(self.edges[edge_name(*e)], weights)})
         states: dict[int, Tensor] = {0: x}
         common: dict[tuple[int, str], Tensor] = {}
         for target in range(1, NUM_NODES):
             terms = [
                 self._edge((source, target), states[source], weights, common)
                 for source in range(target)
-                if (source, target) in live
+                if (source, target) in self.live
             ]
             if len(terms) > 1:
                 states[target] = self.nodes[target - 2](*terms)
@@ -91,15 +88,6 @@ class Cell(Searchable):
         if source is not None and isinstance(layer, nn.AvgPool2d):
             return _once(common, (source, "pool"), layer, x)
         return run_layer(layer, x, weights)
-
-
-def _idle(layer: nn.Module, weights: Weights) -> bool:
-    """Whether nothing but `none` runs there, and no gradient asks for it."""
-    if not isinstance(layer, MixedOp):
-        return isinstance(layer, Zero)
-    path = weights[layer.choice.name]
-    active = [layer.candidates[layer.choice.options[index]] for index in path.active]
-    return path.values is None and all(isinstance(candidate, Zero) for candidate in active)
 
 
 def _once(
