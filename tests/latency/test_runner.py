@@ -134,6 +134,15 @@ def test_one_interrupted_burst_neither_counts_nor_spoils_its_neighbours() -> Non
     assert found[13] == pytest.approx(500.0)
 
 
+def test_a_burst_is_no_witness_of_its_own_slowness() -> None:
+    """Else noise would be taken for drift, and medians for more precise than they are."""
+    rng = np.random.default_rng(0)
+    ms, which = np.exp(0.01 * rng.standard_normal(6000)), np.arange(6000) % 3
+    # independent of its neighbours, whose median of 14 adds a variance of pi / 2 / 14
+    spread = np.std(np.log(corrected(ms, which))) / 0.01
+    assert spread == pytest.approx((1 + np.pi / 2 / 14) ** 0.5, abs=0.02)
+
+
 # ---- order
 
 

@@ -187,6 +187,13 @@ def test_of_two_within_the_budget_the_better_one_is_taken() -> None:
     assert met.best.architecture == answer.networks[8.0]
 
 
+def test_the_better_one_is_taken_though_it_was_tried_first() -> None:
+    met, answer, order = run_listed([5.0, 6.0, 8.0, 12.0], [4.0, 5.0, 11.0, 13.0], 7.0)
+    # 6 takes 5; 8.37 allows 8, which takes 11; 5.08 allows 5, which takes 4; 8.72 allows 8 again
+    assert order == [5.0, 11.0, 4.0]
+    assert met.best.architecture == answer.networks[6.0]
+
+
 def test_a_network_that_is_close_enough_ends_it() -> None:
     assert run_listed([4.0, 6.0, 8.0, 12.0], [3.0, 4.0, 8.3, 13.0], 8.5)[2] == [8.3]
     # 8.2 is 96.5% of the budget, but nothing between it and 12 is to be had
