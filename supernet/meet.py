@@ -91,6 +91,9 @@ def meet(
             if not attempts:
                 raise
             break
+        met = [cost.of(a.architecture) for a in attempts if a.measured.median_ms <= budget]
+        if met and cost.of(found) <= max(met):
+            break  # nothing more of the budget is to be had
         attempt = Attempt(found, allowed, predict(found), measure(found))
         attempts.append(attempt)
         used = attempt.measured.median_ms / budget

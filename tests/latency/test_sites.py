@@ -202,16 +202,16 @@ def test_the_operations_of_an_mbconv_network_are_the_supernets() -> None:
         assert {(s.choice, s.option) for s in found} == {(None, None)}
 
 
-def test_a_derived_cell_runs_what_it_needs_once() -> None:
+def test_a_compiled_cell_runs_what_it_needs_once() -> None:
     """Counted by hand: node 1 has no output, nodes 0 and 2 are equal, and two pools read them."""
     space = NasBench201(widths=(4,), num_cells=1, img_size=8)
     cell = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|avg_pool_3x3~0|none~1|avg_pool_3x3~2|"
-    sites = trace_architecture(space, space.from_string(cell), 10, (2, 3, 8, 8))
+    sites = trace_architecture(space, space.from_string(cell), 10, (2, 3, 8, 8), compiled=True)
     names = Counter(type(site.module).__name__ for site in sites[1:-3])  # without stem and head
     assert names == {"Identity": 1, "AvgPool2d": 1, "Sum": 1}
 
     cell = "|nor_conv_1x1~0|+|nor_conv_3x3~0|none~1|+|avg_pool_3x3~0|nor_conv_3x3~1|skip_connect~2|"
-    sites = trace_architecture(space, space.from_string(cell), 10, (2, 3, 8, 8))
+    sites = trace_architecture(space, space.from_string(cell), 10, (2, 3, 8, 8), compiled=True)
     names = Counter(type(site.module).__name__ for site in sites[1:-3])
     # one ReLU for the convolutions of node 0, one for that of node 1
     assert names == {"Identity": 1, "AvgPool2d": 1, "Sum": 1, "ReLU": 2, "Sequential": 3}

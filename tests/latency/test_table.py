@@ -57,6 +57,7 @@ def test_round_trip(tmp_path: Path) -> None:
             "weight_ms": 0.2,
             "num_networks": 8,
             "report": {"mape": 1.5, "points": [[1, 2]]},
+            "anchors": [],
         }
     ]
 

@@ -127,37 +127,40 @@ def test_a_network_that_fails_is_named(
 
 def simulate(
     num_networks: int, noise: float
-) -> tuple[SearchSpace, LatencyTable, list[list[Site]], list[MeasuredNetwork]]:
+) -> tuple[
+    SearchSpace, LatencyTable, list[Architecture], list[list[Site]], list[MeasuredNetwork]
+]:
     """Networks that take 0.3 ms and 1.2 times their operations, with noise."""
     space, rng = SPACES["mbconv"], np.random.default_rng(0)
     keys = sorted({site.key for site in trace_space(space)})
     times = {key: Measurement(float(rng.uniform(0.1, 1)), 0.0, 0.0, 30) for key in keys}
     table = LatencyTable(Target(resolution=16), {}, 0.02, 1.0, times)
     generator = torch.Generator().manual_seed(0)
-    networks = [
-        trace_architecture(space, space.sample(generator), 10, (1, 3, 16, 16))
-        for _ in range(num_networks)
-    ]
+    drawn = [space.sample(generator) for _ in range(num_networks)]
+    networks = [trace_architecture(space, a, 10, (1, 3, 16, 16)) for a in drawn]
     measured = []
     for sites in networks:
         ms = 0.3 + 1.2 * sum(times[site.key].median_ms for site in sites)
         ms *= float(np.exp(noise * rng.standard_normal()))
         halves = (ms * (1 + noise), ms)
         measured.append(MeasuredNetwork(Measurement(ms, 0.0, 0.0, 30), halves, 1.0))
-    return space, table, networks, measured
+    return space, table, drawn, networks, measured
 
 
 def test_a_calibration_is_fitted_on_some_and_judged_by_the_others() -> None:
-    space, table, networks, measured = simulate(30, noise=0.02)
+    space, table, drawn, networks, measured = simulate(30, noise=0.02)
     # what is found for the held-out ones has no influence on the fit
     another = [replace(m, measurement=measured[0].measurement) for m in measured[10:]]
-    other = calibrate(space, table, networks, [*measured[:10], *another], 10)
-    found = calibrate(space, table, networks, measured, 10)
+    other = calibrate(space, table, drawn, networks, [*measured[:10], *another], 10)
+    found = calibrate(space, table, drawn, networks, measured, 10)
     assert table.calibration(space.id, space.settings) == found
     assert len(table.calibrations) == 1
     names = ("call_ms", "scale", "weight_ms", "num_networks")
     assert [getattr(found, n) for n in names] == [getattr(other, n) for n in names]
     assert found.num_networks == 10
+    times = {a: m.measurement.median_ms for a, m in zip(drawn[:10], measured, strict=False)}
+    anchors = {space.architecture(a["architecture"]): a["ms"] for a in found.anchors}
+    assert anchors == times and [a["ms"] for a in found.anchors] == sorted(times.values())
 
     true = np.array([m.measurement.median_ms for m in measured[10:]])
     predicted = np.array([network_ms(sites, table, found) for sites in networks[10:]])
@@ -174,11 +177,11 @@ def test_a_calibration_is_fitted_on_some_and_judged_by_the_others() -> None:
 
 
 def test_in_words() -> None:
-    space, table, networks, measured = simulate(12, noise=0.0)
-    found = calibrate(space, table, networks, measured, 8)
+    space, table, drawn, networks, measured = simulate(12, noise=0.0)
+    found = calibrate(space, table, drawn, networks, measured, 8)
     text = describe(found)
     assert text.startswith("calibrated on 8 networks; on 4 others the prediction is off by 0.00%")
     assert f"the plain sum by {found.report['uncalibrated']['mape']:.2f}%" in text
     assert "Kendall's tau 1.000" in text
-    alone = calibrate(space, table, networks, measured, 12)
+    alone = calibrate(space, table, drawn, networks, measured, 12)
     assert alone.report == {} and describe(alone) == "calibrated on 12 networks"

@@ -30,16 +30,16 @@ def bench(tmp_path: Path) -> str:
 def test_the_command_tells_the_times(
     bench: str, operations: dict[str, Operation], target: Target, plan: Plan, tmp_path: Path
 ) -> None:
-    """One call a burst: two rounds of four operations and two references."""
+    """One call a burst: four rounds of four operations and two references."""
     backend = Command(bench)
     backend.check(target)
     found = backend.sample(operations, target, plan)
     assert list(found.names) == [EMPTY, *operations]
-    assert found.ended == "precise" and found.plan["burst_ms"] == 0
+    assert found.ended == "rounds" and found.plan["burst_ms"] == 0
     assert found.measurement("conv").median_ms > 4 * 27 * 40 / 1000  # its weights are in the file
     assert found.measurement("conv").median_ms > found.measurement("relu").median_ms > 0
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 2 * (len(operations) + 1 + 2)
+    assert len(calls) == 4 * (len(operations) + 1 + 2)
     assert len(set(calls)) == len(operations) + 2
     assert not any(Path(path).exists() for path in calls)
 
