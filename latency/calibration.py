@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import kendalltau, spearmanr
 
-from latency.model import network_ms
+from latency.model import network_ms, works
 from latency.sites import Site
 from latency.table import Calibration, LatencyTable
 from supernet.space import SearchSpace
@@ -72,6 +72,9 @@ def fit(
 ) -> Calibration:
     """Non-negative least squares of the relative error.
 
+    Of two forms, one with a constant for each call and one with a constant for each operation, the
+    one is taken that predicts each of these networks better when it is fitted on the others.
+
     Args:
         networks: sites of each, all measured in the table.
         measured_ms: of each network, whole.
@@ -86,17 +89,45 @@ def fit(
     measured = np.array(measured_ms)
     columns = np.array(
         [
-            [1.0, network_ms(sites, table) - table.overhead_ms, sum(s.params for s in sites) / 1e6]
+            [
+                1.0,
+                sum(works(site) for site in sites),
+                network_ms(sites, table) - table.overhead_ms,
+                sum(site.params for site in sites) / 1e6,
+            ]
             for sites in networks
         ]
     )
-    # Columns of length one: their units differ by orders of magnitude.
-    weighted = columns / measured[:, None]
-    lengths = np.linalg.norm(weighted, axis=0)
-    lengths[lengths == 0] = 1.0  # a space without parameters
-    found, _ = nnls(weighted / lengths, np.ones(len(measured)))
-    call_ms, scale, weight_ms = (found / lengths).tolist()
+    forms = []
+    for constant, fixed_ms in ((0, 0.0), (1, table.overhead_ms)):
+        used, wanted = columns[:, [constant, 2, 3]], measured - fixed_ms
+        rest = [np.delete(np.arange(len(measured)), i) for i in range(len(measured))]
+        errors = [
+            (used[i] @ _solve(used[others], wanted[others], measured[others]) - wanted[i])
+            / measured[i]
+            for i, others in enumerate(rest)
+        ]
+        forms.append((float(np.square(errors).sum()), constant))
+    constant = min(forms)[1]
+    fixed_ms = constant * table.overhead_ms
+    each, scale, weight_ms = _solve(columns[:, [constant, 2, 3]], measured - fixed_ms, measured)
     return Calibration(
-        space.id, space.settings, call_ms, scale, weight_ms, len(networks), report={}, anchors=[]
+        space.id,
+        space.settings,
+        call_ms=fixed_ms if constant else each,
+        scale=scale,
+        weight_ms=weight_ms,
+        num_networks=len(networks),
+        report={},
+        op_ms=each if constant else 0.0,
     )
 
+
+def _solve(columns: np.ndarray, wanted: np.ndarray, measured: np.ndarray) -> list[float]:
+    """Coefficients of at least 0 with the least squares of columns @ c - wanted over measured."""
+    weighted = columns / measured[:, None]
+    lengths = np.linalg.norm(weighted, axis=0)  # the columns' units differ by orders of magnitude
+    lengths[lengths == 0] = 1.0  # a space without parameters
+    found, _ = nnls(weighted / lengths, wanted / measured)
+    solution: list[float] = (found / lengths).tolist()
+    return solution

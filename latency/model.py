@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latency.sites import Site
 from latency.table import Calibration, LatencyTable
@@ -139,7 +139,13 @@ def _site_ms(table: LatencyTable, calibration: Calibration | None, site: Site) -
     work = table.measurements[site.key].median_ms
     if calibration is None:
         return work
-    return calibration.scale * work + calibration.weight_ms * site.params / 1e6
+    each = calibration.op_ms if works(site) else 0.0
+    return each + calibration.scale * work + calibration.weight_ms * site.params / 1e6
+
+
+def works(site: Site) -> bool:
+    """Whether the operation does anything."""
+    return type(site.module) is not nn.Identity
 
 
 def macs_cost(

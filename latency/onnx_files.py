@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from latency.samples import Operation
+from supernet.mixed_ops.base import compact
 
 OPSET = 17
 DTYPES = ("float32", "int8")
@@ -42,6 +43,7 @@ def to_onnx(operation: Operation, dtype: str) -> bytes:
     inputs = tuple(torch.randn(shape, generator=generator) for shape in operation.input_shapes)
     file: Any = io.BytesIO()
     module = copy.deepcopy(operation.module).float().cpu().eval()
+    compact(module)  # as exported networks are
     with torch.no_grad(), warnings.catch_warnings():
         # The TorchScript exporter is deprecated, and a hundred times faster than its successor.
         warnings.simplefilter("ignore")

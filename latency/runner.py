@@ -298,6 +298,16 @@ def summarize(rows: Sequence[Row], num_operations: int) -> list[Statistics]:
     ]
 
 
+def halves(rows: Sequence[Row], num_operations: int) -> np.ndarray:
+    """Medians of the even and of the odd rounds, from corrected times, shape (operations, 2)."""
+    which = np.concatenate([row["order"] for row in rows]).astype(int) % (num_operations + 1)
+    ms = corrected(np.concatenate([row["ms"] for row in rows]).astype(float), which)
+    odd = np.repeat(np.arange(len(rows)), [len(row["order"]) for row in rows]) % 2
+    parities = (0, 1) if len(rows) > 1 else (0, 0)
+    mine = [which == i for i in range(num_operations)]
+    return np.array([[np.median(ms[own & (odd == p)]) for p in parities] for own in mine])
+
+
 def corrected(ms: np.ndarray, which: np.ndarray) -> np.ndarray:
     """Times as if the device had always been as fast as in the middle of the whole measurement.
 

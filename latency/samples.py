@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from latency.runner import EMPTY, Row, Statistics, summarize
+from latency.runner import EMPTY, Row, Statistics, halves, summarize
 from latency.table import Measurement, Target
 
 
@@ -83,11 +85,12 @@ class Samples:
 
     def halves(self, name: str) -> tuple[float, float]:
         """Medians of the even and of the odd rounds, in ms: noise alone makes them differ."""
-        return self._half(0)[name], self._half(1)[name]
+        even, odd = self._halves[list(self.names).index(name)].tolist()
+        return even, odd
 
-    def _half(self, first: int) -> dict[str, float]:
-        found = summarize(self.rows[first::2] or self.rows, len(self.names))  # of one round, all
-        return {name: s.median_ms for name, s in zip(self.names, found, strict=False)}
+    @cached_property
+    def _halves(self) -> np.ndarray:
+        return halves(self.rows, len(self.names))
 
 
 def _measurement(found: Statistics) -> Measurement:

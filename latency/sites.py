@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from latency.recipe import recipe
 from latency.table import OpKey
 from supernet.choice import Architecture, Choice
-from supernet.mixed_ops.base import Candidates, MixedOp, Parts, PathWeights, Searchable
+from supernet.mixed_ops.base import Candidates, MixedOp, Parts, PathWeights, Searchable, compact
 from supernet.network import Network
 from supernet.space import SearchSpace
 
@@ -110,9 +110,7 @@ def trace_architecture(
     network = space.build(only, num_classes, search=False)
     if not compiled:
         return trace(network, (), input_shape)
-    for module in network.modules():
-        if isinstance(module, Searchable):
-            module.compact()
+    compact(network)
     return [site for site in trace(network, (), input_shape) if not site.constant]
 
 

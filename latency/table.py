@@ -98,14 +98,16 @@ class Measurement:
 class Calibration:
     """From the sum over operations to the latency of a whole network.
 
-    latency = call_ms + scale * (sum of medians) + weight_ms * (millions of parameters)
+    latency = call_ms + op_ms * (number of operations) + scale * (sum of medians)
+              + weight_ms * (millions of parameters)
 
-    The last term is the time to fetch weights that other layers have pushed out of the cache. No
+    An operation that is not repeated finds its code cold, which costs about the same for all; the
+    last term is the time to fetch weights that other layers have pushed out of the cache. No
     coefficient is negative, so the latency never falls when an operation is added.
 
     Attributes:
         space, settings: of the networks it was fitted on, as in `Architecture`.
-        call_ms, scale, weight_ms: the coefficients.
+        call_ms, op_ms, scale, weight_ms: the coefficients; one of the first two is fitted.
         num_networks: fitted on.
         report: what was found on other networks (`latency.calibration.Report`), JSON values.
         anchors: the networks it was fitted on, {"architecture": {choice: option}, "ms": ms} each,
@@ -120,11 +122,12 @@ class Calibration:
     num_networks: int
     report: dict[str, Any]
     anchors: list[dict[str, Any]] = field(default_factory=list)
+    op_ms: float = 0.0
 
     def __post_init__(self) -> None:
         _check_text("space", self.space)
         _check_text("settings", self.settings)
-        for name in ("call_ms", "scale", "weight_ms"):
+        for name in ("call_ms", "op_ms", "scale", "weight_ms"):
             check_number(name, getattr(self, name))
         _check_count("num_networks", self.num_networks)
         if not isinstance(self.report, dict):
@@ -221,6 +224,7 @@ class LatencyTable:
                 replace(
                     calibration,
                     call_ms=factor * calibration.call_ms,
+                    op_ms=factor * calibration.op_ms,
                     weight_ms=factor * calibration.weight_ms,
                     anchors=[{**a, "ms": factor * a["ms"]} for a in calibration.anchors],
                 )

@@ -68,6 +68,7 @@ def benchmark(setting: str, plan: Plan, num_fit: int, num_held_out: int) -> dict
         "ended": table.provenance["ended"],
         "rounds": max(network.measurement.num_runs for network in networks),
         "call_ms": found.call_ms,
+        "op_ms": found.op_ms,
         "scale": found.scale,
         "weight_ms": found.weight_ms,
         **found.report,

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from importlib.util import find_spec
 from itertools import groupby
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from supernet.choice import Architecture
 from supernet.files import atomic_path, write_json
+from supernet.mixed_ops.base import compact
 from supernet.network import Network
 from supernet.space import SearchSpace
 from supernet.spaces.mbconv import ZERO, MBConv
@@ -132,7 +134,7 @@ def export_onnx(
     """Write a network in evaluation mode as ONNX, input `images`, output `logits`, one file.
 
     Args:
-        network: a derived network; left in the mode it is in.
+        network: a derived network; left as it is.
         batch: images a call; None for any number.
         resolution: side of the images; by default the network's own.
         opset: of the ONNX operators.
@@ -146,15 +148,12 @@ def export_onnx(
     parameter = next(network.parameters())
     images = torch.zeros(batch or 2, network.in_chans, side, side).to(parameter)
     shapes: Any = None if batch else ({0: torch.export.Dim("batch")},)
-    was_training = network.training
-    network.eval()
-    try:
-        program = torch.onnx.export(
-            network, (images,), dynamo=True, verbose=False, opset_version=opset,
-            input_names=["images"], output_names=["logits"], dynamic_shapes=shapes,
-        )  # fmt: skip
-    finally:
-        network.train(was_training)
+    exported = copy.deepcopy(network).eval()
+    compact(exported)
+    program = torch.onnx.export(
+        exported, (images,), dynamo=True, verbose=False, opset_version=opset,
+        input_names=["images"], output_names=["logits"], dynamic_shapes=shapes,
+    )  # fmt: skip
     assert program is not None
     with atomic_path(path) as temporary:
         program.save(temporary, external_data=False)

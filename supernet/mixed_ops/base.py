@@ -35,7 +35,14 @@ class Searchable(nn.Module):
     """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`."""
 
     def compact(self) -> None:
-        """In a derived network: compute no more than a runtime does that compiles the graph."""
+        """In a derived network: leave out what has no effect, share what is computed twice."""
+
+
+def compact(network: nn.Module) -> None:
+    """Have a derived network compute no more than it must, as `Searchable.compact` says."""
+    for module in network.modules():
+        if isinstance(module, Searchable):
+            module.compact()
 
 
 class Parts(nn.Module):

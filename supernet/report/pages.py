@@ -44,7 +44,8 @@ def write_validation(
         caption=predictions_caption(calibration),
         columns=["", *_COLUMNS.values()],
         rows=rows,
-        note=f"latency = {calibration.call_ms:.4g} ms + {calibration.scale:.4g} × sum of "
+        note=f"latency = {calibration.call_ms:.4g} ms + {calibration.op_ms:.4g} ms an operation + "
+        f"{calibration.scale:.4g} × sum of "
         f"operations + {calibration.weight_ms:.4g} ms a million parameters.",
     )
     path = Path(path)

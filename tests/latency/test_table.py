@@ -58,6 +58,7 @@ def test_round_trip(tmp_path: Path) -> None:
             "num_networks": 8,
             "report": {"mape": 1.5, "points": [[1, 2]]},
             "anchors": [],
+            "op_ms": 0.0,
         }
     ]
 
