@@ -172,6 +172,7 @@ def test_keeps_its_own_table_and_tracked_run(commands: Any, tmp_path: Path) -> N
 def test_killed_while_retraining(commands: Any, table: Path, tmp_path: Path) -> None:
     recipe = ["recipe.epochs=2", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
     search = [*commands.TINY, "retrain=true", "num_baselines=1", *recipe, f"latency.table={table}"]
+    search.append("measure=false")
     commands.succeed("search", *search, "run_dir=whole", cwd=tmp_path, report=False)
     kill = ("retrain-step", 4 + 3)  # of the random network, in its second epoch
     killed = commands("search", *search, "run_dir=run", cwd=tmp_path, report=False, kill=kill)
