@@ -40,7 +40,8 @@ def test_the_command_writes_one_run_folder(tmp_path: Path) -> None:
         "experiment=quickstart", "run_dir=out", "data.img_size=8", "data.train_limit=64",
         "data.test_limit=20", "space.stages=[[8,2,2]]", "space.first_chs=8", "space.kernels=[3]",
         "strategy.epochs=2", "strategy.warmup_epochs=1", "strategy.batch_size=8",
-        "latency.rounds=3", "latency.burst_ms=0.5", "retrain=false", "bn_batches=2",
+        "latency.rounds=3", "latency.burst_ms=0.5", "latency.network_rounds=3",
+        "latency.num_fit=2", "latency.num_held_out=2", "retrain=false", "bn_batches=2",
         "objective.budget_share=1", "device=cpu",
         cwd=tmp_path,
     )  # fmt: skip
