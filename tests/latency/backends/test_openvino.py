@@ -17,10 +17,10 @@ def test_more_work_takes_longer() -> None:
     backend, target = OpenVINO(), Target("cpu", "openvino", 1, 1, "float32", 32)
     backend.check(target)
     operations = {
-        name: Operation(nn.Conv2d(8, width, 3, padding=1), ((1, 8, 32, 32),), name)
-        for name, width in (("narrow", 8), ("wide", 256))
+        name: Operation(nn.Conv2d(8, width, 3, padding=1), ((1, 8, 64, 64),), name)
+        for name, width in (("narrow", 8), ("wide", 1024))
     }
-    samples = backend.sample(operations, target, Plan(rounds=5, min_rounds=5, burst_ms=0.5))
+    samples = backend.sample(operations, target, Plan(rounds=15, min_rounds=15, burst_ms=0.5))
     narrow, wide = (samples.measurement(name).median_ms for name in operations)
     assert samples.overhead_ms < narrow < wide
     assert torch.get_num_threads() == 1
