@@ -25,8 +25,9 @@ class TorchCPU(LocalBackend):
     Args:
         keep_memory: let this process keep the memory it frees. By default the C library hands
             large activations back to the system after every layer, and each next one costs a page
-            fault every 4 KiB. A deployed process gets the same from MALLOC_MMAP_THRESHOLD_=33554432 and
-            MALLOC_TRIM_THRESHOLD_=2147483647 in its environment. False measures with the faults.
+            fault every 4 KiB. A deployed process gets the same from
+            MALLOC_MMAP_THRESHOLD_=33554432 and MALLOC_TRIM_THRESHOLD_=2147483647 in its
+            environment. False measures with the faults.
     """
 
     runtime = "torch"
