@@ -127,6 +127,12 @@ def _write(
 
 
 @hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="derive")
+def bracket_budgets(arguments: list[str]) -> list[str]:
+    """`budget_ms=2,3` as `budget_ms=[2,3]`: one command with several budgets, not a sweep."""
+    several = re.compile(r"^(budget(?:_ms)?)=([^\[\]]*,[^\[\]]*)$")
+    return [several.sub(r"\1=[\2]", argument) for argument in arguments]
+
+
 @command
 def _main(cfg: DictConfig) -> None:
     run = Path(cfg.run)
@@ -150,8 +156,7 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    # Hydra takes budget_ms=2,3 for a sweep; here it is one command with several budgets.
-    sys.argv = [re.sub(r"^(budget(?:_ms)?)=([^\[\]]*,[^\[\]]*)$", r"\1=[\2]", a) for a in sys.argv]
+    sys.argv = bracket_budgets(sys.argv)
     _main()
 
 

@@ -84,7 +84,9 @@ def test_search_leaves_a_consistent_run(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     phases = [(r["step"], r["epoch"], r["phase"]) for r in lines]
     assert phases == [(4, 1, "warmup"), (8, 2, "search")]
-    assert lines[-1]["architecture"] == result["architecture"]
+    # a network that was measured to miss the budget was replaced after the last epoch
+    assert lines[-1]["architecture"] == result["attempts"][0]["architecture"]
+    assert result["architecture"] in [attempt["architecture"] for attempt in result["attempts"]]
     config = OmegaConf.load(run / "config.yaml")
     assert config.data.img_size == 8 and "run_dir" not in config
 

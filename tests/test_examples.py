@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from supernet.mixed_ops.base import one_hot
 from supernet.network import inherit_weights
 from supernet.space import SearchSpace
+from supernet_scripts.derive import bracket_budgets
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "tests" / "examples"
@@ -67,6 +68,8 @@ def test_readme_shows_the_file(path: str) -> None:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_of_the_readme_compose(line: str) -> None:
     command, *overrides = shlex.split(line, comments=True)
+    if command == "supernet-derive":
+        overrides = bracket_budgets(overrides)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose(command.removeprefix("supernet-"), overrides)
 
