@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 from scipy.stats import kendalltau, spearmanr
 
 from latency.model import network_ms, works
@@ -42,7 +42,6 @@ class Report:
     noise: float
 
 
-
 def report(predicted: np.ndarray, measured: np.ndarray, halves: np.ndarray) -> Report:
     """Compare, both in ms, shape (num_networks,).
 
@@ -70,10 +69,12 @@ def fit(
     measured_ms: Sequence[float],
     table: LatencyTable,
 ) -> Calibration:
-    """Non-negative least squares of the relative error.
+    """Least squares of the relative error, by a sum that never falls when an operation is added.
 
     Of two forms, one with a constant for each call and one with a constant for each operation, the
-    one is taken that predicts each of these networks better when it is fitted on the others.
+    one is taken that predicts each of these networks better when it is fitted on the others. The
+    constant of a call may be negative: what all networks run, stem and head, is often predicted
+    better alone than what is searched.
 
     Args:
         networks: sites of each, all measured in the table.
@@ -98,19 +99,19 @@ def fit(
             for sites in networks
         ]
     )
+    least = -columns[:, 2].min() / 2  # of a call's constant: no network takes no time
     forms = []
-    for constant, fixed_ms in ((0, 0.0), (1, table.overhead_ms)):
+    for constant, fixed_ms, lower in ((0, 0.0, least), (1, table.overhead_ms, 0.0)):
         used, wanted = columns[:, [constant, 2, 3]], measured - fixed_ms
         rest = [np.delete(np.arange(len(measured)), i) for i in range(len(measured))]
         errors = [
-            (used[i] @ _solve(used[others], wanted[others], measured[others]) - wanted[i])
+            (used[i] @ _solve(used[others], wanted[others], measured[others], lower) - wanted[i])
             / measured[i]
             for i, others in enumerate(rest)
         ]
-        forms.append((float(np.square(errors).sum()), constant))
-    constant = min(forms)[1]
-    fixed_ms = constant * table.overhead_ms
-    each, scale, weight_ms = _solve(columns[:, [constant, 2, 3]], measured - fixed_ms, measured)
+        coefficients = _solve(used, wanted, measured, lower)
+        forms.append((float(np.square(errors).sum()), constant, fixed_ms, coefficients))
+    _, constant, fixed_ms, (each, scale, weight_ms) = min(forms, key=lambda form: form[0])
     return Calibration(
         space.id,
         space.settings,
@@ -123,11 +124,18 @@ def fit(
     )
 
 
-def _solve(columns: np.ndarray, wanted: np.ndarray, measured: np.ndarray) -> list[float]:
-    """Coefficients of at least 0 with the least squares of columns @ c - wanted over measured."""
+def _solve(
+    columns: np.ndarray, wanted: np.ndarray, measured: np.ndarray, lower: float
+) -> list[float]:
+    """Coefficients with the least squares of columns @ c - wanted over measured.
+
+    Args:
+        lower: bound of the first coefficient; that of the others is 0.
+    """
     weighted = columns / measured[:, None]
     lengths = np.linalg.norm(weighted, axis=0)  # the columns' units differ by orders of magnitude
     lengths[lengths == 0] = 1.0  # a space without parameters
-    found, _ = nnls(weighted / lengths, wanted / measured)
-    solution: list[float] = (found / lengths).tolist()
+    bounds = np.array([lower, 0.0, 0.0]) * lengths
+    found = lsq_linear(weighted / lengths, wanted / measured, (bounds, np.inf))
+    solution: list[float] = (found.x / lengths).tolist()
     return solution

@@ -3,11 +3,15 @@
 A runtime that compiles graphs keeps activations in a layout (or in 8 bits) of its own from layer to
 layer. An operation that is timed alone pays for the way there and back, several times its own work
 where that is small. In a frame it does not: a convolution from one channel and an addition (which
-no activation can be fused into) make its input, a global average pool takes its output, and what
-the frame takes on its own is subtracted.
+no activation can be fused into) make each input, a global average pool takes the output, and what
+the frame takes on its own is subtracted. Inputs are made one by one, since an operation may write
+its result over an input that nothing else reads. The frame alone closes each of them, so all but
+one of these closings are added again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -17,28 +21,30 @@ Shape = tuple[int, ...]
 
 
 class Frame(nn.Module):
-    """1x1 convolutions from one channel, one a distinct shape; the operation; average pools.
+    """A 1x1 convolution from one channel for each input; the operation; an average pool.
 
     Args:
         operation: called with one tensor an input shape; None for the frame alone.
         shapes: of its inputs, (N, C, H, W) each.
+        closings: of each output, 1 or 2.
     """
 
-    def __init__(self, operation: nn.Module | None, shapes: tuple[Shape, ...]) -> None:
+    def __init__(
+        self, operation: nn.Module | None, shapes: Sequence[Shape], closings: int = 1
+    ) -> None:
         super().__init__()
-        self.distinct = tuple(dict.fromkeys(shapes))
-        self.places = [self.distinct.index(shape) for shape in shapes]
-        self.openings = nn.ModuleList(nn.Conv2d(1, shape[1], 1) for shape in self.distinct)
+        self.openings = nn.ModuleList(nn.Conv2d(1, shape[1], 1) for shape in shapes)
         self.operation = operation
-        self.closing = nn.AdaptiveAvgPool2d(1)
+        # The second one differs in form, or the runtime would compute one alone.
+        pools = [nn.AdaptiveAvgPool2d(1), nn.AvgPool2d((shapes[0][2], shapes[0][3]))]
+        self.closings = nn.ModuleList(pools[:closings])
 
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
-        """One (N, 1, H, W) a distinct shape -> (N, C', 1, 1) each."""
+        """One (N, 1, H, W) an input -> (N, C', 1, 1) an output and closing."""
         made = [opening(x) for opening, x in zip(self.openings, images, strict=True)]
         made = [x + x for x in made]
-        if self.operation is None:
-            return tuple(self.closing(x) for x in made)
-        return (self.closing(self.operation(*(made[place] for place in self.places))),)
+        outputs = made if self.operation is None else [self.operation(*made)]
+        return tuple(closing(x) for x in outputs for closing in self.closings)
 
 
 def can_frame(input_shapes: tuple[Shape, ...], output_shape: Shape) -> bool:
@@ -48,16 +54,17 @@ def can_frame(input_shapes: tuple[Shape, ...], output_shape: Shape) -> bool:
 
 def framed(operation: Operation) -> Operation:
     """The operation in its frame."""
-    frame = Frame(operation.module, operation.input_shapes)
-    return Operation(frame, _image_shapes(frame), operation.where)
+    shapes = operation.input_shapes
+    return Operation(Frame(operation.module, shapes), _image_shapes(shapes), operation.where)
 
 
-def frame_of(operation: Operation) -> tuple[str, Operation]:
-    """Name and operation of the frame alone."""
-    frame = Frame(None, operation.input_shapes)
-    name = "frame of " + " ".join("x".join(map(str, shape)) for shape in frame.distinct)
-    return name, Operation(frame, _image_shapes(frame), name)
+def frame_of(shapes: Sequence[Shape], closings: int = 1) -> tuple[str, Operation]:
+    """Name and operation of the frame alone, for inputs of these shapes."""
+    name = "frame of " + " ".join("x".join(map(str, shape)) for shape in shapes)
+    if closings > 1:
+        name += " closed twice"
+    return name, Operation(Frame(None, shapes, closings), _image_shapes(shapes), name)
 
 
-def _image_shapes(frame: Frame) -> tuple[Shape, ...]:
-    return tuple((shape[0], 1, *shape[2:]) for shape in frame.distinct)
+def _image_shapes(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    return tuple((shape[0], 1, *shape[2:]) for shape in shapes)

@@ -196,12 +196,15 @@ class Work:
 
     Attributes:
         operations: by name, frames included (`latency.framing`).
-        names: of each key's operation, and of what is subtracted from it: its frame, or an empty
-            call.
+        names: for each key the names of what is timed: first the operation, then what is subtracted
+            from it (its frame, or an empty call), then pairs of which the first is added and the
+            second subtracted (closings).
+        compiled: whether the runtime compiles graphs.
     """
 
     operations: dict[str, Operation]
-    names: dict[OpKey, tuple[str, str]]
+    names: dict[OpKey, tuple[str, ...]]
+    compiled: bool
 
 
 def work_of(sites: Iterable[Site], backend: Backend, target: Target) -> Work:
@@ -218,16 +221,21 @@ def work_of(sites: Iterable[Site], backend: Backend, target: Target) -> Work:
             f"the operations were traced with a batch of {', '.join(map(str, batches))}, but "
             f"the target's batch is {target.batch}; trace them with the target's"
         )
-    work = Work({}, {})
+    work = Work({}, {}, backend.framed)
     for key, site in first.items():
         places = ", ".join(dict.fromkeys(where[key]))
-        operation, base = Operation(site.module, site.input_shapes, places), EMPTY
+        operation = Operation(site.module, site.input_shapes, places)
+        timed = [EMPTY]
         if backend.framed and can_frame(site.input_shapes, site.output_shape):
-            base, frame = frame_of(operation)
-            work.operations[base] = frame
+            shapes = site.input_shapes
+            frames = [frame_of(shapes)]
+            for shape in shapes[1:]:
+                frames += [frame_of([shape], closings=2), frame_of([shape])]
+            work.operations.update(frames)
+            timed = [name for name, _ in frames]
             operation = framed(operation)
         work.operations[str(key)] = operation
-        work.names[key] = str(key), base
+        work.names[key] = (str(key), *timed)
     return work
 
 
@@ -238,24 +246,25 @@ def table_of(samples: Samples, work: Work, target: Target) -> LatencyTable:
         "timm": timm.__version__,
         **samples.plan,
         "ended": samples.ended,
+        "compiled": work.compiled,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if samples.ended != "precise":
         share = samples.plan["precision"]
-        found = [samples.measurement(name) for name, _ in work.names.values()]
+        found = [samples.measurement(names[0]) for names in work.names.values()]
         wide = sum(m.ci_ms > share * m.median_ms for m in found)
         log.info(
             "measuring ended by its %s: %d of %d operations have a 95%% confidence interval wider "
             "than +-%.1f%% of their median",
             samples.ended, wide, len(found), 100 * share,
         )  # fmt: skip
-    measurements = {
-        key: samples.measurement(name).without(samples.measurement(base))
-        for key, (name, base) in work.names.items()
-    }
-    return LatencyTable(
-        target, provenance, samples.overhead_ms, samples.reference_ms, measurements
-    )
+    measurements = {}
+    for key, names in work.names.items():
+        operation, base, *closings = (samples.measurement(name) for name in names)
+        for twice, once in zip(closings[::2], closings[1::2], strict=True):
+            base = base.without(twice.without(once))
+        measurements[key] = operation.without(base)
+    return LatencyTable(target, provenance, samples.overhead_ms, samples.reference_ms, measurements)
 
 
 def cache_path(

@@ -108,8 +108,21 @@ def trace_architecture(
         return candidates[architecture[choice.name]]()
 
     network = space.build(only, num_classes, search=False)
-    if not compiled:
-        return trace(network, (), input_shape)
+    return _compiled(network, input_shape) if compiled else trace(network, (), input_shape)
+
+
+def trace_compiled(
+    space: SearchSpace, num_classes: int, input_shape: tuple[int, int, int, int]
+) -> list[Site]:
+    """What compiled networks of the space run, each distinct operation once (`space.covering`)."""
+    found: dict[OpKey, Site] = {}
+    for network in space.covering(num_classes):
+        for site in _compiled(network, input_shape):
+            found.setdefault(site.key, site)
+    return list(found.values())
+
+
+def _compiled(network: Network, input_shape: tuple[int, int, int, int]) -> list[Site]:
     compact(network)
     return [site for site in trace(network, (), input_shape) if not site.constant]
 

@@ -103,7 +103,7 @@ class Calibration:
 
     An operation that is not repeated finds its code cold, which costs about the same for all; the
     last term is the time to fetch weights that other layers have pushed out of the cache. No
-    coefficient is negative, so the latency never falls when an operation is added.
+    coefficient but `call_ms` is negative, so the latency never falls when an operation is added.
 
     Attributes:
         space, settings: of the networks it was fitted on, as in `Architecture`.
@@ -127,7 +127,8 @@ class Calibration:
     def __post_init__(self) -> None:
         _check_text("space", self.space)
         _check_text("settings", self.settings)
-        for name in ("call_ms", "op_ms", "scale", "weight_ms"):
+        check_number("call_ms", self.call_ms, negative=True)
+        for name in ("op_ms", "scale", "weight_ms"):
             check_number(name, getattr(self, name))
         _check_count("num_networks", self.num_networks)
         if not isinstance(self.report, dict):
@@ -361,15 +362,17 @@ class LatencyTable:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
-def check_number(name: str, value: Any) -> None:
-    """Check that a quantity read or measured is a finite number of at least 0.
+def check_number(name: str, value: Any, negative: bool = False) -> None:
+    """Check that a quantity read or measured is a finite number, and not `negative` unless it may.
 
     Raises:
         ValueError: it is not.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= sys.float_info.max:
-        raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
+    least = -sys.float_info.max if negative else 0
+    if not number or not least <= value <= sys.float_info.max:
+        which = "" if negative else " of at least 0"
+        raise ValueError(f"{name} must be a finite number{which}, not {value!r}")
 
 
 def _read_row(row: Any) -> tuple[OpKey, Measurement]:

@@ -37,8 +37,8 @@ def draw(
 ) -> tuple[list[Architecture], list[Architecture]]:
     """Networks to fit a calibration on, and others to judge it by; the same for the same seed.
 
-    The first are spread evenly over the space's range of MACs, so that a budget anywhere in it is
-    an interpolation; the others are uniformly random. Fewer where the space has fewer.
+    The first are spread over the space's range of MACs in even ratios, so that a budget anywhere
+    in it is an interpolation; the others are uniformly random. Fewer where the space has fewer.
     """
     generator = torch.Generator().manual_seed(seed)
     cost = macs_cost(space.choices, sites, space.excluded)
@@ -56,13 +56,14 @@ def draw(
 def _spread(
     space: SearchSpace, cost: AdditiveCost, count: int, generator: torch.Generator
 ) -> list[Architecture]:
-    """Distinct architectures, one from each of so many equal bands of the cost's range."""
+    """Distinct architectures, one from each of so many bands of the cost's range, all as wide in
+    relation to where they lie."""
     low, high = reachable(space, cost)
-    width = (high - low) / max(count, 1)
+    edges = np.geomspace(low, high, count + 1).tolist() if low > 0 else []
     found: dict[Architecture, None] = {}
-    for band in range(count):
+    for lower, upper in zip(edges, edges[1:], strict=False):
         try:
-            sampler = RangeSampler(space, cost, low + band * width, low + (band + 1) * width)
+            sampler = RangeSampler(space, cost, lower, upper)
             found[sampler.sample(generator)] = None
         except ValueError:  # an empty band
             pass
@@ -129,8 +130,7 @@ def calibrate(
     held_out = networks[num_fit:]
     if held_out:
         predicted, sums = (
-            np.array([network_ms(sites, table, how) for sites in held_out])
-            for how in (found, None)
+            np.array([network_ms(sites, table, how) for sites in held_out]) for how in (found, None)
         )
         halves = np.array([m.halves for m in measured[num_fit:]])
         values = asdict(report(predicted, times[num_fit:], halves))

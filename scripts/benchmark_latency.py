@@ -19,7 +19,7 @@ from latency.backends.onnxruntime import OnnxRuntime
 from latency.backends.torch_cpu import TorchCPU
 from latency.backends.torch_cuda import TorchCUDA
 from latency.runner import Plan
-from latency.sites import trace, trace_architecture
+from latency.sites import trace, trace_architecture, trace_compiled
 from latency.table import Target
 from latency.validate import calibrate, draw, measure_with_networks
 from supernet.mixed_ops.base import MixedOp
@@ -48,11 +48,12 @@ def benchmark(setting: str, plan: Plan, num_fit: int, num_held_out: int) -> dict
     target = Target(backend.device, backend.runtime, 1, 1, dtype, int(resolution))
     shape = (1, space.in_chans, space.img_size, space.img_size)
     sites = trace(space.build(MixedOp, num_classes, search=False), space.choices, shape)
+    compiled = trace_compiled(space, num_classes, shape) if backend.framed else []
     fitted, held_out = draw(space, sites, num_fit, num_held_out, plan.seed)
     drawn = [*fitted, *held_out]
     began = time.perf_counter()
     table, networks = measure_with_networks(
-        sites,
+        [*sites, *compiled],
         [space.build_network(architecture, num_classes) for architecture in drawn],
         backend,
         target,

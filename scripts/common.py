@@ -36,7 +36,7 @@ from latency.model import (
 )
 from latency.runner import Plan
 from latency.samples import Elsewhere
-from latency.sites import Site, trace, trace_architecture
+from latency.sites import Site, trace, trace_architecture, trace_compiled
 from latency.table import Calibration, LatencyTable, Measurement, Target
 from latency.validate import calibrate, describe, draw
 from supernet.choice import Architecture
@@ -172,13 +172,15 @@ class Measured:
     """A space seen from its target.
 
     Attributes:
-        sites: without those of excluded candidates.
+        sites: of the supernet, without those of excluded candidates.
+        compiled: what compiled networks run besides; empty where the runtime compiles no graphs.
         num_classes: of the networks.
         plan, network_plan: of measuring operations, and whole networks.
         cached: file that keeps the table among others, where it came from the cache.
     """
 
     sites: list[Site]
+    compiled: list[Site]
     num_classes: int
     backend: Backend
     target: Target
@@ -186,6 +188,11 @@ class Measured:
     network_plan: Plan
     table: LatencyTable | None = None
     cached: Path | None = None
+
+    @property
+    def needed(self) -> list[Site]:
+        """What a latency table has to hold."""
+        return [*self.sites, *self.compiled]
 
     @property
     def is_here(self) -> bool:
@@ -205,10 +212,9 @@ class Measured:
 
     def sites_of(self, space: SearchSpace, architecture: Architecture) -> list[Site]:
         """What the network of one architecture runs on the target."""
-        shape = (self.target.batch, space.in_chans, self.target.resolution, self.target.resolution)
-        return trace_architecture(
-            space, architecture, self.num_classes, shape, self.backend.framed
-        )
+        shape = _input_shape(space, self.target)
+        compiled = compiles(self.backend, self.table)
+        return trace_architecture(space, architecture, self.num_classes, shape, compiled)
 
     def networks(
         self, space: SearchSpace, architectures: Sequence[Architecture]
@@ -273,9 +279,17 @@ class Measured:
         )
 
     def _peak_memory(self, space: SearchSpace) -> PeakMemory:
-        target = self.target
-        shape = (target.batch, space.in_chans, target.resolution, target.resolution)
-        return PeakMemory(space, self.num_classes, shape, target.dtype)
+        shape = _input_shape(space, self.target)
+        return PeakMemory(space, self.num_classes, shape, self.target.dtype)
+
+
+def compiles(backend: Backend, table: LatencyTable | None) -> bool:
+    """Whether the target's runtime compiles graphs: a table measured elsewhere knows better."""
+    return backend.framed if table is None else table.provenance.get("compiled", backend.framed)
+
+
+def _input_shape(space: SearchSpace, target: Target) -> tuple[int, int, int, int]:
+    return target.batch, space.in_chans, target.resolution, target.resolution
 
 
 def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: bool) -> Measured:
@@ -286,31 +300,34 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     """
     backend = make_backend(cfg)
     target = make_target(cfg, backend, data)
-    supernet = space.build(MixedOp, data.info.num_classes, search=False)  # as it is deployed
-    shape = (target.batch, space.in_chans, target.resolution, target.resolution)
+    classes, shape = data.info.num_classes, _input_shape(space, target)
+    supernet = space.build(MixedOp, classes, search=False)  # as it is deployed
     sites = [
         site
         for site in trace(supernet, space.choices, shape)
         if (site.choice, site.option) not in space.excluded
     ]
-    measured = Measured(sites, data.info.num_classes, backend, target, *make_plans(cfg))
+    given = None
+    if with_table and cfg.latency.table is not None:
+        given = LatencyTable.load(cfg.latency.table)
+    compiled = trace_compiled(space, classes, shape) if compiles(backend, given) else []
+    measured = Measured(sites, compiled, classes, backend, target, *make_plans(cfg))
     if not with_table:
         return measured
     latency = cfg.latency
-    if latency.table is None:
+    if given is None:
         measured.table, path, fresh = cached_table(
-            sites, backend, target, measured.plan, latency.cache_dir
+            measured.needed, backend, target, measured.plan, latency.cache_dir
         )
         measured.cached = path
         log.info("latency table %s: %s", "measured" if fresh else "from the cache", path)
     else:
-        measured.table = LatencyTable.load(latency.table)
         if not latency.allow_other_target:
             name = backend.describe()["device_name"] if measured.is_here else None
-            measured.table.check_target(target, name)
-    keys = {site.key for site in sites}
-    measured.table.require(keys, measure_command())
-    measured.table = measured.table.restrict(keys)
+            given.check_target(target, name)
+        keys = {site.key for site in measured.needed}
+        given.require(keys, measure_command())
+        measured.table = given.restrict(keys)
     return measured
 
 

@@ -126,13 +126,13 @@ def _write(
     return written
 
 
-@hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="derive")
 def bracket_budgets(arguments: list[str]) -> list[str]:
     """`budget_ms=2,3` as `budget_ms=[2,3]`: one command with several budgets, not a sweep."""
     several = re.compile(r"^(budget(?:_ms)?)=([^\[\]]*,[^\[\]]*)$")
     return [several.sub(r"\1=[\2]", argument) for argument in arguments]
 
 
+@hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="derive")
 @command
 def _main(cfg: DictConfig) -> None:
     run = Path(cfg.run)

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
 def _measure(measured: Measured, output: Path) -> LatencyTable:
     """Complete the table in `output`, or make it."""
     table = LatencyTable.load(output) if output.exists() else None
-    sites = measured.sites
+    sites = measured.needed
     if table is not None:
         here = measured.is_here
         name = measured.backend.describe()["device_name"] if here else None

@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
         networks = measured.networks(space, drawn)
     else:
         table, networks = measure_with_networks(
-            measured.sites,
+            measured.needed,
             [space.build_network(architecture, classes) for architecture in drawn],
             measured.backend,
             measured.target,

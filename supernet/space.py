@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -32,8 +32,9 @@ class LinearConstraint:
     lower: float = -math.inf
     upper: float = math.inf
 
-    def holds(self, architecture: Architecture) -> bool:
-        total = sum(self.terms.get(pair, 0.0) for pair in architecture)
+    def holds(self, pairs: Iterable[tuple[str, str]]) -> bool:
+        """Whether (choice, option) pairs meet it, an architecture's or any others."""
+        total = sum(self.terms.get(pair, 0.0) for pair in pairs)
         return self.lower <= total <= self.upper
 
 
@@ -73,6 +74,14 @@ class SearchSpace(ABC):
         self.excluded: frozenset[tuple[str, str]] = frozenset()
         self.in_chans: int = settings["in_chans"]
         self.img_size: int = settings["img_size"]
+
+    def covering(self, num_classes: int) -> Sequence[Network]:
+        """Derived networks that, compiled, run between them every operation that any of them runs.
+
+        None where compiled networks run nothing but the candidates they were chosen from; a space
+        overrides this where `Searchable.compact` makes other operations of them.
+        """
+        return ()
 
     @property
     def id(self) -> str:

@@ -34,14 +34,22 @@ Candidates = Mapping[str, Callable[[], nn.Module]]  # option -> builder of its m
 class Searchable(nn.Module):
     """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`."""
 
-    def compact(self) -> None:
-        """In a derived network: leave out what has no effect, share what is computed twice."""
+    def compact(self, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
+        """In a derived network: leave out what has no effect, share what is computed twice.
+
+        Args:
+            before, after: the blocks of the network around this one, where it is a block.
+        """
 
 
 def compact(network: nn.Module) -> None:
     """Have a derived network compute no more than it must, as `Searchable.compact` says."""
+    blocks = [None, *getattr(network, "blocks", ()), None]
+    for before, block, after in zip(blocks, blocks[1:], blocks[2:], strict=False):
+        if isinstance(block, Searchable):
+            block.compact(before, after)
     for module in network.modules():
-        if isinstance(module, Searchable):
+        if isinstance(module, Searchable) and module not in blocks:
             module.compact()
 
 

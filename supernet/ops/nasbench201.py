@@ -21,6 +21,7 @@ class ReLUConvBN(Parts):
         self, in_chs: int, out_chs: int, kernel_size: int, stride: int = 1, affine: bool = True
     ) -> None:
         super().__init__()
+        self.out_chs, self.kernel_size = out_chs, kernel_size
         self.relu = nn.ReLU()
         self.conv = nn.Sequential(
             nn.Conv2d(in_chs, out_chs, kernel_size, stride, kernel_size // 2, bias=False),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
+from itertools import product
 
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from supernet.mixed_ops.base import Candidates, Searchable, Weights, run_layer
 from supernet.network import Block, Network
 from supernet.ops.nasbench201 import ReLUConvBN, ResidualReduction, Zero
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
+from supernet.spaces.compact_cell import CompactCell, Edge, plan
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NUM_NODES = 4
@@ -33,9 +36,6 @@ class Sum(nn.Module):
         return output
 
 
-Edge = tuple[int, int]  # source and target node
-
-
 class Cell(Searchable):
     """Node 0 is the input, node 3 the output; every edge carries one operation.
 
@@ -47,84 +47,35 @@ class Cell(Searchable):
         super().__init__()
         self.edges = nn.ModuleDict({edge_name(*edge): layer for edge, layer in edges.items()})
         self.nodes = nn.ModuleList(Sum() for _ in range(2, NUM_NODES))
-        self.live = frozenset(EDGES)
-        self.same: dict[int, int] = {}  # of a compact cell: the first node that equals each
+        self.compacted: CompactCell | None = None
 
-    def compact(self) -> None:
-        """Leave out what does not reach the output or is zero, share what edges have in common.
+    def layers(self) -> dict[Edge, nn.Module]:
+        return {edge: self.edges[edge_name(*edge)] for edge in EDGES}
 
-        The pool of a node, and its ReLU, are then computed once.
+    def compact(self, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
+        """Leave out what has no effect, share what edges have in common (`CompactCell`).
+
+        Between two cells a ReLU that is all that reads the second one's input belongs to the first.
         """
-        layers = {edge: self.edges[edge_name(*edge)] for edge in EDGES}
-        self.live = _live(layers)
-        self.same = _same_nodes({edge: layers[edge] for edge in self.live})
+        layers, rectify_output = self.layers(), False
+        if isinstance(after, Cell):
+            rectify_output = plan(after.layers()).rectified_input
+        rectified_input = isinstance(before, Cell) and plan(layers).rectified_input
+        self.compacted = CompactCell(layers, rectified_input, rectify_output)
 
     def forward(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        states: dict[int, Tensor] = {0: x}
-        common: dict[tuple[int, str], Tensor] = {}
+        if self.compacted is not None:
+            output: Tensor = self.compacted(x)
+            return output
+        states = {0: x}
         for target in range(1, NUM_NODES):
             terms = [
-                self._edge((source, target), states[source], weights, common)
+                run_layer(self.edges[edge_name(source, target)], states[source], weights)
                 for source in range(target)
-                if (source, target) in self.live
             ]
-            if len(terms) > 1:
-                states[target] = self.nodes[target - 2](*terms)
-            else:
-                states[target] = terms[0] if terms else x.new_zeros(x.shape)
+            states[target] = self.nodes[target - 2](*terms) if target > 1 else terms[0]
         return states[NUM_NODES - 1]
-
-    def _edge(
-        self,
-        edge: Edge,
-        x: Tensor,
-        weights: Weights | None,
-        common: dict[tuple[int, str], Tensor],
-    ) -> Tensor:
-        layer, source = self.edges[edge_name(*edge)], self.same.get(edge[0])
-        if source is not None and isinstance(layer, ReLUConvBN):
-            return layer.conv(_once(common, (source, "relu"), layer.relu, x))
-        if source is not None and isinstance(layer, nn.AvgPool2d):
-            return _once(common, (source, "pool"), layer, x)
-        return run_layer(layer, x, weights)
-
-
-def _once(
-    common: dict[tuple[int, str], Tensor], key: tuple[int, str], layer: nn.Module, x: Tensor
-) -> Tensor:
-    if key not in common:
-        common[key] = layer(x)
-    return common[key]
-
-
-def _same_nodes(edges: dict[Edge, nn.Module]) -> dict[int, int]:
-    """For each node the first one that it equals, being reached from it by skips alone."""
-    same = {0: 0}
-    for target in range(1, NUM_NODES):
-        incoming = [(edge[0], layer) for edge, layer in edges.items() if edge[1] == target]
-        skipped = len(incoming) == 1 and isinstance(incoming[0][1], nn.Identity)
-        same[target] = same[incoming[0][0]] if skipped else target
-    return same
-
-
-def _live(edges: dict[Edge, nn.Module]) -> frozenset[Edge]:
-    """The edges that reach the output with anything but zeros.
-
-    A node without such an edge is zero, and so is what pools and skips make of it; a batch norm
-    makes a constant of it, which counts.
-    """
-    kept, carrying, wanted = [], {0}, {NUM_NODES - 1}
-    for source, target in EDGES:  # sorted by target
-        layer = edges[source, target]
-        from_zero = source not in carrying and isinstance(layer, nn.AvgPool2d | nn.Identity)
-        if not from_zero and not isinstance(layer, Zero):
-            kept.append((source, target))
-            carrying.add(target)
-    for source, target in reversed(kept):
-        if target in wanted:
-            wanted.add(source)
-    return frozenset((s, t) for s, t in kept if t in wanted)
 
 
 class NasBench201(SearchSpace):
@@ -216,9 +167,38 @@ class NasBench201(SearchSpace):
             options.update({edge_name(int(s), target): op for op, s in pairs})
         return self.architecture(options)
 
+    def covering(self, num_classes: int) -> Sequence[Network]:
+        """A few networks of two cells a stage, with every kind of sum (`CompactCell`)."""
+        small = NasBench201(**{**json.loads(self.settings), "num_cells": 2})
+        return [
+            small.build_network(small.architecture(dict(cell)), num_classes)
+            for cell in _covering(self.excluded)
+        ]
+
     def diagram(self, architecture: Architecture) -> Diagram:
         edges = tuple((s, t, architecture[edge_name(s, t)]) for s, t in EDGES)
         return Diagram(("input", "1", "2", "output"), edges)
+
+
+@cache
+def _covering(excluded: frozenset[tuple[str, str]]) -> list[tuple[tuple[str, str], ...]]:
+    """Of all valid cells each one with a kind of sum that is not seen yet: pairs of edge and op."""
+    layers = {name: build() for name, build in _candidates(1, affine=False).items()}
+    constraints = _connected()
+    seen: set[object] = set()
+    found = []
+    for ops in product(OPERATIONS, repeat=len(EDGES)):
+        cell = tuple((edge_name(*edge), op) for edge, op in zip(EDGES, ops, strict=True))
+        if not excluded.isdisjoint(cell) or not all(rule.holds(cell) for rule in constraints):
+            continue
+        own = {edge: layers[op] for edge, op in zip(EDGES, ops, strict=True)}
+        last = plan(own)
+        plans = [last, plan(own, rectify_output=True)] if last.rectified_input else [last]
+        kinds = {step.kind for one in plans for step in one.steps}
+        if not kinds <= seen:
+            seen |= kinds
+            found.append(cell)
+    return found
 
 
 def _candidates(width: int, affine: bool) -> Candidates:

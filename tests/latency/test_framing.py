@@ -33,31 +33,33 @@ def test_a_framed_operation_is_the_operation_between_other_layers() -> None:
     torch.testing.assert_close(found, conv(made).mean(dim=(2, 3), keepdim=True))
 
 
-def test_inputs_of_one_shape_are_made_once() -> None:
+def test_every_input_is_made_on_its_own() -> None:
     small = (2, 4, 1, 1)
     operation = framed(Operation(Join(), (IMAGE, small, IMAGE), "a=b"))
-    assert operation.input_shapes == ((2, 1, 6, 6), (2, 1, 1, 1))
+    assert operation.input_shapes == ((2, 1, 6, 6), (2, 1, 1, 1), (2, 1, 6, 6))
     frame = operation.module
     assert isinstance(frame, Frame)
     images = [torch.randn(shape) for shape in operation.input_shapes]
-    first, second = (2 * opening(x) for opening, x in zip(frame.openings, images, strict=True))
+    made = [2 * opening(x) for opening, x in zip(frame.openings, images, strict=True)]
     (found,) = frame(*images)
-    expected = Join()(first, second, first).mean(dim=(2, 3), keepdim=True)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, Join()(*made).mean(dim=(2, 3), keepdim=True))
 
 
-def test_the_frame_alone_is_what_all_operations_on_the_shapes_share() -> None:
-    one, two = (frame_of(Operation(module, (IMAGE,), "x")) for module in (nn.ReLU(), nn.Tanh()))
-    assert one[0] == two[0] == "frame of 2x4x6x6"
-    joined = Operation(Join(), (IMAGE, (2, 4, 1, 1), IMAGE), "x")
-    name, alone = frame_of(joined)
-    assert name == "frame of 2x4x6x6 2x4x1x1"
-    assert alone.input_shapes == framed(joined).input_shapes
+@pytest.mark.parametrize("closings", [1, 2])
+def test_the_frame_alone(closings: int) -> None:
+    shapes = (IMAGE, (2, 4, 6, 6)) if closings == 2 else (IMAGE, (2, 4, 1, 1), IMAGE)
+    name, alone = frame_of(shapes, closings)
+    assert name.startswith("frame of 2x4x6x6 2x4x") and ("twice" in name) == (closings == 2)
+    assert alone.input_shapes == framed(Operation(Join(), shapes, "x")).input_shapes
     images = [torch.randn(shape) for shape in alone.input_shapes]
     found = alone.module(*images)
     assert isinstance(alone.module, Frame)
-    for output, opening, x in zip(found, alone.module.openings, images, strict=True):
-        torch.testing.assert_close(output, (2 * opening(x)).mean(dim=(2, 3), keepdim=True))
+    expected = [
+        (2 * opening(x)).mean(dim=(2, 3), keepdim=True)
+        for opening, x in zip(alone.module.openings, images, strict=True)
+        for _ in range(closings)
+    ]
+    torch.testing.assert_close(found, tuple(expected))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latency.sites import Site, trace, trace_architecture
+from latency.sites import Site, trace, trace_architecture, trace_compiled
 from latency.table import OpKey
 from supernet.choice import Architecture, Choice
 from supernet.mixed_ops.base import MixedOp, Searchable, Weights
@@ -208,12 +208,27 @@ def test_a_compiled_cell_runs_what_it_needs_once() -> None:
     cell = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|avg_pool_3x3~0|none~1|avg_pool_3x3~2|"
     sites = trace_architecture(space, space.from_string(cell), 10, (2, 3, 8, 8), compiled=True)
     names = Counter(type(site.module).__name__ for site in sites[1:-3])  # without stem and head
-    assert names == {"Identity": 1, "AvgPool2d": 1, "Sum": 1}
+    assert names == {"AvgPool2d": 1, "FusedSum": 1}
 
     cell = "|nor_conv_1x1~0|+|nor_conv_3x3~0|none~1|+|avg_pool_3x3~0|nor_conv_3x3~1|skip_connect~2|"
     sites = trace_architecture(space, space.from_string(cell), 10, (2, 3, 8, 8), compiled=True)
     names = Counter(type(site.module).__name__ for site in sites[1:-3])
-    # one ReLU for the convolutions of node 0, one for that of node 1
-    assert names == {"Identity": 1, "AvgPool2d": 1, "Sum": 1, "ReLU": 2, "Sequential": 3}
-    convolutions = [s for s in sites[1:-3] if type(s.module).__name__ == "Sequential"]
-    assert sorted(s.macs for s in convolutions) == [64 * 16, 64 * 144, 64 * 144]
+    # a ReLU for the convolutions of node 0; node 1 has its own, since nothing else reads it
+    # node 2 is part of the sum of node 3, and nothing but ReLUs reads node 1
+    assert names == {"AvgPool2d": 1, "FusedSum": 2, "ReLU": 1}
+    sums = [s for s in sites[1:-3] if type(s.module).__name__ == "FusedSum"]
+    assert [s.macs for s in sums] == [64 * 16, 64 * 2 * 144]
+    assert [s.module.rectified for s in sums] == [True, False]
+
+
+def test_every_compiled_network_is_covered() -> None:
+    space = NasBench201(widths=(4,), num_cells=3, img_size=8)
+    known = {site.key for site in trace_compiled(space, 10, (1, 3, 8, 8))}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        sites = trace_architecture(space, space.sample(generator), 10, (1, 3, 8, 8), compiled=True)
+        assert {site.key for site in sites} <= known
+
+
+def test_a_compiled_space_whose_networks_are_its_candidates_needs_nothing_more() -> None:
+    assert trace_compiled(SPACES[1], 10, (1, 3, 32, 32)) == []

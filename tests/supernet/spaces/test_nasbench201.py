@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from supernet.choice import Architecture
+from supernet.mixed_ops.base import compact
+from supernet.spaces.compact_cell import plan
 from supernet.spaces.nasbench201 import NasBench201
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -172,22 +174,23 @@ def test_a_compact_cell_computes_the_same(
 @pytest.mark.parametrize(("text", "edges"), IDLE.items())
 def test_a_compact_cell_leaves_out_what_does_not_reach_the_output(text: str, edges: str) -> None:
     space = NasBench201(widths=(4,), num_cells=1)
-    network = space.build_network(space.from_string(text), 10)
-    network.blocks[0].compact()
-    assert edges_that_run(network) == {f"edge_{e[0]}_{e[1]}" for e in edges.split()}
+    found = plan(space.build_network(space.from_string(text), 10).blocks[0].layers())
+    used = [*(edge for step in found.steps for edge in (*step.convs, *step.constant))]
+    used += [edge for edges in found.constant.values() for edge in edges]
+    assert {f"{source}{target}" for source, target in used} == set(edges.split())
 
 
-def edges_that_run(network: nn.Module) -> set[str]:
-    """Those whose convolution is called."""
-    called: set[str] = set()
-    handles = []
-    for name, module in network.blocks[0].named_modules():
-        if isinstance(module, nn.Conv2d):
-            edge = name.split(".")[1]
-            handles.append(module.register_forward_hook(lambda *_, e=edge: called.add(e)))
-    x = torch.randn(2, 4, 6, 6)
-    network.blocks[0](x)
-    for handle in handles:
-        handle.remove()
-    return called
-
+def test_compact_cells_in_a_row_compute_the_same(
+    unsettle: Callable[[nn.Module], nn.Module],
+) -> None:
+    """A ReLU that alone reads a cell's output moves into the cell before it."""
+    space = NasBench201(widths=(4, 8), num_cells=3, img_size=6)
+    x = torch.randn(2, 3, 6, 6)
+    moved = 0
+    for text in [*IDLE, *STRINGS[::977]]:
+        network = unsettle(space.build_network(space.from_string(text), 10)).eval()
+        before = network(x)
+        compact(network)
+        assert (network(x) - before).abs().max() < 1e-4, text
+        moved += network.blocks[1].compacted.plan.rectified_input
+    assert moved > 2
