@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import lsq_linear
+from scipy.optimize import nnls
 from scipy.stats import kendalltau, spearmanr
 
 from latency.model import network_ms, works
@@ -135,7 +135,7 @@ def _solve(
     weighted = columns / measured[:, None]
     lengths = np.linalg.norm(weighted, axis=0)  # the columns' units differ by orders of magnitude
     lengths[lengths == 0] = 1.0  # a space without parameters
-    bounds = np.array([lower, 0.0, 0.0]) * lengths
-    found = lsq_linear(weighted / lengths, wanted / measured, (bounds, np.inf))
-    solution: list[float] = (found.x / lengths).tolist()
+    least = np.array([lower, 0.0, 0.0])
+    above, _ = nnls(weighted / lengths, (wanted - columns @ least) / measured)
+    solution: list[float] = (least + above / lengths).tolist()
     return solution

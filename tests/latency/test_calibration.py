@@ -57,7 +57,8 @@ def coefficients(found: Calibration) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize(
-    "true", [(0.3, 1.2, 40.0), (0.3, 0.8, 0.0), (0.0, 1.0, 0.0), (0.05, 0.0, 90.0)]
+    "true",
+    [(0.3, 1.2, 40.0), (0.3, 0.8, 0.0), (0.0, 1.0, 0.0), (0.05, 0.0, 90.0), (-0.1, 1.1, 9.0)],
 )
 def test_known_coefficients_are_recovered(
     networks: list[list[Site]], table: LatencyTable, true: tuple[float, float, float]
@@ -92,7 +93,7 @@ def test_relative_errors_are_minimised(networks: list[list[Site]], table: Latenc
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_coefficient_is_negative_and_no_operation_makes_a_network_faster(
+def test_no_operation_makes_a_network_faster(
     networks: list[list[Site]], table: LatencyTable, sites: list[Site], seed: int
 ) -> None:
     """Whatever is measured, here what has nothing to do with the operations, or the contrary."""
@@ -101,7 +102,7 @@ def test_no_coefficient_is_negative_and_no_operation_makes_a_network_faster(
     if seed % 2:  # the more work, the faster
         measured = np.array([20 - work(n, table) - millions(n) for n in networks])
     found = fit(SPACE, networks, measured.tolist(), table)
-    assert min(coefficients(found)) >= 0 and max(coefficients(found)) > 0
+    assert min(found.scale, found.weight_ms, found.op_ms) >= 0 and max(coefficients(found)) > 0
     before = [network_ms(n, table, found) for n in networks]
     for key in table.measurements:
         slower = replace(
