@@ -71,10 +71,9 @@ def fit(
 ) -> Calibration:
     """Least squares of the relative error, by a sum that never falls when an operation is added.
 
-    Of two forms, one with a constant for each call and one with a constant for each operation, the
-    one is taken that predicts each of these networks better when it is fitted on the others. The
-    constant of a call may be negative: what all networks run, stem and head, is often predicted
-    better alone than what is searched.
+    A runtime that compiles graphs pays a constant for each call. It may be negative: what all
+    networks run, stem and head, is often predicted better alone than what is searched. Any other
+    pays one for each operation.
 
     Args:
         networks: sites of each, all measured in the table.
@@ -99,28 +98,25 @@ def fit(
             for sites in networks
         ]
     )
-    least = -columns[:, 2].min() / 2  # of a call's constant: no network takes no time
-    forms = []
-    for constant, fixed_ms, lower in ((0, 0.0, least), (1, table.overhead_ms, 0.0)):
-        used, wanted = columns[:, [constant, 2, 3]], measured - fixed_ms
-        rest = [np.delete(np.arange(len(measured)), i) for i in range(len(measured))]
-        errors = [
-            (used[i] @ _solve(used[others], wanted[others], measured[others], lower) - wanted[i])
-            / measured[i]
-            for i, others in enumerate(rest)
-        ]
-        coefficients = _solve(used, wanted, measured, lower)
-        forms.append((float(np.square(errors).sum()), constant, fixed_ms, coefficients))
-    _, constant, fixed_ms, (each, scale, weight_ms) = min(forms, key=lambda form: form[0])
+    work_and_weights = columns[:, 2:]
+    if table.provenance.get("compiled"):
+        used = np.column_stack([columns[:, 0], work_and_weights])
+        lower = -columns[:, 2].min() / 2  # no network takes no time
+        call_ms, scale, weight_ms = _solve(used, measured, measured, lower)
+        op_ms = 0.0
+    else:
+        used = np.column_stack([columns[:, 1], work_and_weights])
+        call_ms = table.overhead_ms
+        op_ms, scale, weight_ms = _solve(used, measured - call_ms, measured, 0.0)
     return Calibration(
         space.id,
         space.settings,
-        call_ms=fixed_ms if constant else each,
+        call_ms=call_ms,
         scale=scale,
         weight_ms=weight_ms,
         num_networks=len(networks),
         report={},
-        op_ms=each if constant else 0.0,
+        op_ms=op_ms,
     )
 
 

@@ -27,6 +27,7 @@ from supernet.choice import canonical_json
 
 log = logging.getLogger(__name__)
 
+METHOD = 2  # of measuring; a cache of another one is not used
 SLOWER = 1.1  # times the table's speed: worth telling
 
 
@@ -272,7 +273,7 @@ def cache_path(
 ) -> Path:
     """Readable in front, and a digest of everything that a timing depends on."""
     folder = cache_folder() if cache_dir is None else Path(cache_dir)
-    digest = _digest([asdict(target), {**backend.describe(), "timm": timm.__version__}])
+    digest = _digest([asdict(target), {**backend.describe(), "timm": timm.__version__}, METHOD])
     words = f"{target.device}-{target.runtime}-{target.dtype}-b{target.batch}-r{target.resolution}"
     return folder / f"{re.sub('[^A-Za-z0-9-]+', '_', words)}-{digest}.json"
 

@@ -107,7 +107,8 @@ class Calibration:
 
     Attributes:
         space, settings: of the networks it was fitted on, as in `Architecture`.
-        call_ms, op_ms, scale, weight_ms: the coefficients; one of the first two is fitted.
+        call_ms, op_ms, scale, weight_ms: the coefficients; the first one is fitted where the
+            runtime compiles graphs, the second one where it does not.
         num_networks: fitted on.
         report: what was found on other networks (`latency.calibration.Report`), JSON values.
         anchors: the networks it was fitted on, {"architecture": {choice: option}, "ms": ms} each,

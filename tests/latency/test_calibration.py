@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from latency.calibration import MIN_NETWORKS, fit, report
 from latency.model import LatencyModel, network_ms
@@ -35,7 +36,7 @@ def table(sites: list[Site]) -> LatencyTable:
         key: Measurement(float(rng.uniform(0.05, 1.0)), 0.0, 0.0, 30)
         for key in sorted({site.key for site in sites})
     }
-    return LatencyTable(Target(resolution=16), {}, OVERHEAD_MS, 1.0, measurements)
+    return LatencyTable(Target(resolution=16), {"compiled": True}, OVERHEAD_MS, 1.0, measurements)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,25 @@ def test_known_coefficients_are_recovered(
     assert (found.space, found.settings) == (SPACE.id, SPACE.settings)
     assert (found.num_networks, found.report) == (12, {})
     predicted = [network_ms(sites, table, found) for sites in networks]
+    assert predicted == pytest.approx(measured, rel=1e-9)
+
+
+@pytest.mark.parametrize("true", [(0.04, 1.2, 40.0), (0.0, 0.8, 0.0)])
+def test_an_eager_runtime_pays_for_each_operation(
+    networks: list[list[Site]], table: LatencyTable, true: tuple[float, float, float]
+) -> None:
+    op_ms, scale, weight_ms = true
+    eager = replace(table, provenance={})
+    measured = [
+        OVERHEAD_MS
+        + op_ms * sum(not isinstance(site.module, nn.Identity) for site in sites)
+        + scale * work(sites, eager) + weight_ms * millions(sites)
+        for sites in networks
+    ]  # fmt: skip
+    found = fit(SPACE, networks, measured, eager)
+    assert found.call_ms == OVERHEAD_MS
+    assert (found.op_ms, found.scale, found.weight_ms) == pytest.approx(true, rel=1e-6, abs=1e-9)
+    predicted = [network_ms(sites, eager, found) for sites in networks]
     assert predicted == pytest.approx(measured, rel=1e-9)
 
 

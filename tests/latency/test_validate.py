@@ -134,7 +134,7 @@ def simulate(
     space, rng = SPACES["mbconv"], np.random.default_rng(0)
     keys = sorted({site.key for site in trace_space(space)})
     times = {key: Measurement(float(rng.uniform(0.1, 1)), 0.0, 0.0, 30) for key in keys}
-    table = LatencyTable(Target(resolution=16), {}, 0.02, 1.0, times)
+    table = LatencyTable(Target(resolution=16), {"compiled": True}, 0.02, 1.0, times)
     generator = torch.Generator().manual_seed(0)
     drawn = [space.sample(generator) for _ in range(num_networks)]
     networks = [trace_architecture(space, a, 10, (1, 3, 16, 16)) for a in drawn]
