@@ -98,16 +98,14 @@ def fit(
             for sites in networks
         ]
     )
-    work_and_weights = columns[:, 2:]
+    calls, operations, work, weights = columns.T
     if table.provenance.get("compiled"):
-        used = np.column_stack([columns[:, 0], work_and_weights])
-        lower = -columns[:, 2].min() / 2  # no network takes no time
-        call_ms, scale, weight_ms = _solve(used, measured, measured, lower)
-        op_ms = 0.0
+        least = work.min() / 2  # a constant below zero leaves this much work its time
+        rest, scale, weight_ms = _solve([calls, work - least, weights], measured, measured)
+        call_ms, op_ms = rest - scale * least, 0.0
     else:
-        used = np.column_stack([columns[:, 1], work_and_weights])
         call_ms = table.overhead_ms
-        op_ms, scale, weight_ms = _solve(used, measured - call_ms, measured, 0.0)
+        op_ms, scale, weight_ms = _solve([operations, work, weights], measured - call_ms, measured)
     return Calibration(
         space.id,
         space.settings,
@@ -120,18 +118,11 @@ def fit(
     )
 
 
-def _solve(
-    columns: np.ndarray, wanted: np.ndarray, measured: np.ndarray, lower: float
-) -> list[float]:
-    """Coefficients with the least squares of columns @ c - wanted over measured.
-
-    Args:
-        lower: bound of the first coefficient; that of the others is 0.
-    """
-    weighted = columns / measured[:, None]
+def _solve(columns: Sequence[np.ndarray], wanted: np.ndarray, measured: np.ndarray) -> list[float]:
+    """Factors of at least 0 of the columns with the least squares of (sum - wanted) / measured."""
+    weighted = np.column_stack(columns) / measured[:, None]
     lengths = np.linalg.norm(weighted, axis=0)  # the columns' units differ by orders of magnitude
     lengths[lengths == 0] = 1.0  # a space without parameters
-    least = np.array([lower, 0.0, 0.0])
-    above, _ = nnls(weighted / lengths, (wanted - columns @ least) / measured)
-    solution: list[float] = (least + above / lengths).tolist()
+    found, _ = nnls(weighted / lengths, wanted / measured)
+    solution: list[float] = (found / lengths).tolist()
     return solution
