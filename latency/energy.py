@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-RAPL = Path("/sys/class/powercap")
+from latency.runner import RAPL, rapl
 
 
 def energy_counter(device: str) -> Callable[[], float] | None:
@@ -16,29 +15,6 @@ def energy_counter(device: str) -> Callable[[], float] | None:
     if device.startswith("cuda"):
         return _nvml()
     return rapl(RAPL)
-
-
-def rapl(folder: Path) -> Callable[[], float] | None:
-    """The sum over CPU packages, as `intel-rapl:N/energy_uj` tells; readable by root alone."""
-    zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
-    try:
-        ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in zones]
-        last = [int((zone / "energy_uj").read_text()) for zone in zones]
-    except (OSError, ValueError):
-        return None
-    if not zones:
-        return None
-    total = 0
-
-    def read() -> float:
-        nonlocal total
-        for index, zone in enumerate(zones):
-            now = int((zone / "energy_uj").read_text())
-            total += (now - last[index]) % (ranges[index] + 1)  # the counter wraps around
-            last[index] = now
-        return total / 1e3
-
-    return read
 
 
 def _nvml() -> Callable[[], float] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import json
 import math
@@ -30,6 +31,7 @@ BUNDLE = {"format": "supernet.latency_bundle", "version": 1}
 RESULT = {"format": "supernet.latency_result", "version": 1}
 EMPTY = "an empty call"  # the operation that computes nothing
 CPU = "CPUExecutionProvider"
+RAPL = "/sys/class/powercap"  # energy counters of CPUs, on Linux
 SHOW_EVERY_S = 1.0
 
 MAX_CALLS = 10_000
@@ -342,6 +344,37 @@ def statistics(ms: np.ndarray, mj: np.ndarray | None) -> Statistics:
     return Statistics(float(median), float(high - low), float(ci), n, energy)
 
 
+def rapl(folder: str) -> Callable[[], float] | None:
+    """A function that reads the mJ that all CPU packages have spent since now; None without one.
+
+    It is the sum of `intel-rapl:N/energy_uj`, which root alone can read.
+    """
+    zones = sorted(glob.glob(os.path.join(folder, "intel-rapl:*")))
+    zones = [zone for zone in zones if os.path.basename(zone).count(":") == 1]
+
+    def read_file(zone: str, name: str) -> int:
+        with open(os.path.join(zone, name), encoding="ascii") as file:
+            return int(file.read())
+
+    try:
+        ranges = [read_file(zone, "max_energy_range_uj") for zone in zones]
+        last = [read_file(zone, "energy_uj") for zone in zones]
+    except (OSError, ValueError):
+        return None
+    if not zones:
+        return None
+    total = [0]
+
+    def read() -> float:
+        for index, zone in enumerate(zones):
+            now = read_file(zone, "energy_uj")
+            total[0] += (now - last[index]) % (ranges[index] + 1)  # the counter wraps around
+            last[index] = now
+        return total[0] / 1e3
+
+    return read
+
+
 def digest(value: Any) -> str:
     """Of a JSON value: 16 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -439,7 +472,10 @@ def measured(folder: str, manifest: dict[str, Any], skip_failing: bool) -> dict[
         say(f"going on from {len(rows)} rounds, others cannot be used: {journal.note}", last=True)
     reference = timers.pop(manifest["reference"]["name"])
     plan = Plan(**manifest["plan"])
-    rows, ended = run_rounds(list(timers.values()), reference, plan, journal, tick=ticker(plan))
+    energy = rapl(RAPL) if provider == CPU else None
+    rows, ended = run_rounds(
+        list(timers.values()), reference, plan, journal, energy, tick=ticker(plan)
+    )
     return {
         **RESULT, "bundle": manifest["id"], "target": manifest["target"], "device": device,
         "plan": manifest["plan"], "ended": ended, "operations": operations, "failed": failed,

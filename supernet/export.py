@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from importlib.util import find_spec
 from itertools import groupby
@@ -150,6 +151,8 @@ def export_onnx(
     shapes: Any = None if batch else ({0: torch.export.Dim("batch")},)
     exported = copy.deepcopy(network).eval()
     compact(exported)
+    for name in ("onnxscript", "onnx_ir"):  # they tell every rewriting of the graph
+        logging.getLogger(name).setLevel(logging.WARNING)
     program = torch.onnx.export(
         exported, (images,), dynamo=True, verbose=False, opset_version=opset,
         input_names=["images"], output_names=["logits"], dynamic_shapes=shapes,

@@ -184,3 +184,30 @@ def test_what_the_device_is(run_device: Run, unpacked: Unpack) -> None:
     found = json.loads(done.stdout)
     assert found["provider"] == "CPUExecutionProvider a=1"
     assert f"{os.cpu_count()} cores" in found["device_name"]
+
+
+def test_energy_is_measured_where_the_device_tells_it(
+    unpacked: Unpack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = tmp_path / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "energy_uj").write_text("1000\n")
+    (zone / "max_energy_range_uj").write_text("100000\n")
+    monkeypatch.setattr(runner, "RAPL", str(tmp_path / "powercap"))
+    real = runner.session_timer
+
+    def spending(*args: Any) -> runner.Timer:
+        timer = real(*args)
+
+        def spend(num_calls: int) -> float:
+            spent = int((zone / "energy_uj").read_text())
+            (zone / "energy_uj").write_text(str((spent + 2000 * num_calls) % 100001))
+            return timer(num_calls)
+
+        return spend
+
+    monkeypatch.setattr(runner, "session_timer", spending)
+    folder = unpacked(plan=Plan(rounds=2, min_rounds=2, burst_ms=0))
+    runner.measure_bundle(str(folder), None, False)
+    for row in result(folder)["rounds"]:
+        assert row["mj"] == pytest.approx([2.0] * len(row["order"]))
