@@ -136,9 +136,17 @@ class Relaxation(ABC):
 
     @abstractmethod
     def for_architecture_step(
-        self, logits: Mapping[str, Tensor], generator: torch.Generator
+        self, logits: Mapping[str, Tensor], generator: torch.Generator, progress: float
     ) -> Sample:
-        """Weights of an architecture step, differentiable in the logits."""
+        """Weights of an architecture step, differentiable in the logits.
+
+        Args:
+            logits, progress: as for a weight step.
+        """
+
+    def penalty(self, logits: Mapping[str, Tensor], progress: float) -> Tensor | float:
+        """What an architecture step's loss adds for the logits' own sake; by default nothing."""
+        return 0.0
 
     def after_step(self, logits: Mapping[str, Tensor], sample: Sample) -> None:  # noqa: B027
         """Correct the logits in place after the optimizer moved them; by default nothing."""

@@ -31,7 +31,7 @@ class BinaryGate(Relaxation):
         }
 
     def for_architecture_step(
-        self, logits: Mapping[str, Tensor], generator: torch.Generator
+        self, logits: Mapping[str, Tensor], generator: torch.Generator, progress: float
     ) -> Sample:
         sample = Sample({}, {})
         for name, p in _on_cpu(logits).items():

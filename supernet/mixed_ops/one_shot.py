@@ -36,7 +36,7 @@ class OneShot(Relaxation):
         }
 
     def for_architecture_step(
-        self, logits: Mapping[str, Tensor], generator: torch.Generator
+        self, logits: Mapping[str, Tensor], generator: torch.Generator, progress: float
     ) -> Sample:
         raise AssertionError("one_shot has no logits, hence no architecture step")
 

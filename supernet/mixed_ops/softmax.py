@@ -19,7 +19,7 @@ class Softmax(Relaxation):
         return _all_paths({name: p.detach() for name, p in self.probabilities(logits).items()})
 
     def for_architecture_step(
-        self, logits: Mapping[str, Tensor], generator: torch.Generator
+        self, logits: Mapping[str, Tensor], generator: torch.Generator, progress: float
     ) -> Sample:
         probabilities = self.probabilities(logits)
         return Sample(_all_paths(probabilities), probabilities)

@@ -109,10 +109,11 @@ class FirstOrder(Strategy):
             done = state.step - epoch * num_steps
             with run.progress(num_steps, done, log.title(epoch, searching)) as bar:
                 while state.step < end:
-                    self.weight_step(state, progress=state.step / (self.epochs * num_steps))
+                    progress = state.step / (self.epochs * num_steps)
+                    self.weight_step(state, progress)
                     state.step += 1
                     if searching and state.logits_optimizer and state.step % self.arch_every == 0:
-                        self.architecture_step(state)
+                        self.architecture_step(state, progress)
                     bar.update()
                     if state.step % run.checkpoint_every == 0 and state.step < end:
                         run.save(state.state_dict())
@@ -134,13 +135,13 @@ class FirstOrder(Strategy):
         state.weight_optimizer.step()
         state.weight_meter.add(loss, outputs, labels)
 
-    def architecture_step(self, state: SearchState) -> None:
+    def architecture_step(self, state: SearchState, progress: float) -> None:
         """One step of the logits on the architecture half, then one of the multipliers."""
         problem, accelerator = state.problem, state.problem.accelerator
         assert state.logits_optimizer is not None
         images, labels = state.arch_stream.next()
         logits = state.parameters()
-        sample = problem.relaxation.for_architecture_step(logits, state.generator)
+        sample = problem.relaxation.for_architecture_step(logits, state.generator, progress)
         with frozen(problem.supernet):
             with accelerator.autocast():
                 # Past DDP: logits are not its parameters, they are averaged below.
@@ -156,7 +157,8 @@ class FirstOrder(Strategy):
             cost = problem.cost.expected(sample.cost_weights)
             limited = problem.expected(sample.cost_weights)
             state.logits_optimizer.zero_grad()
-            accelerator.backward(problem.objective.loss(task_loss, cost, limited))
+            penalty = problem.relaxation.penalty(logits, progress)
+            accelerator.backward(problem.objective.loss(task_loss, cost, limited) + penalty)
         average_gradients(state.parameters.parameters(), accelerator)
         state.logits_optimizer.step()
         problem.relaxation.after_step(logits, sample)

@@ -20,6 +20,6 @@ class SinglePath(Relaxation):
         }
 
     def for_architecture_step(
-        self, logits: Mapping[str, Tensor], generator: torch.Generator
+        self, logits: Mapping[str, Tensor], generator: torch.Generator, progress: float
     ) -> Sample:
         raise AssertionError("no logits, hence no architecture step")

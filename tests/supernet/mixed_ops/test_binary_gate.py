@@ -37,7 +37,7 @@ def test_pairs_are_drawn_without_replacement_and_one_is_active() -> None:
     pairs: dict[tuple[int, int], int] = {}
     surprise = 0.0
     for _ in range(draws):
-        path = BinaryGate().for_architecture_step(make_logits(), generator).weights["a"]
+        path = BinaryGate().for_architecture_step(make_logits(), generator, 0.5).weights["a"]
         assert path.values is not None and sorted(path.values.tolist()) == [0.0, 1.0]
         i, j = path.active
         assert i != j
@@ -59,7 +59,7 @@ def test_gradient_is_the_closed_form(seed: int) -> None:
     choice = Choice("a", ("w", "x", "y", "z"))
     op = MixedOp(choice, {n: lambda m=m: m for n, m in zip(choice.options, layers, strict=True)})
     logits, x = make_logits(), torch.randn(5, 3, dtype=torch.float64)
-    sample = BinaryGate().for_architecture_step(logits, torch.Generator().manual_seed(seed))
+    sample = BinaryGate().for_architecture_step(logits, torch.Generator().manual_seed(seed), 0.5)
     y = op(x, sample.weights)
     y.retain_grad()
     loss = (y**3).sum()
@@ -82,7 +82,7 @@ def test_gradient_is_the_closed_form(seed: int) -> None:
 
 def test_cost_term_keeps_the_mass_of_the_pair_and_sees_the_full_expectation() -> None:
     logits, costs = make_logits(), [3.0, 1.0, 7.0, 4.0]
-    sample = BinaryGate().for_architecture_step(logits, torch.Generator().manual_seed(3))
+    sample = BinaryGate().for_architecture_step(logits, torch.Generator().manual_seed(3), 0.5)
     expected_cost = (sample.cost_weights["a"] * torch.tensor(costs, dtype=torch.float64)).sum()
     p = probabilities(START)
     assert float(expected_cost.detach()) == pytest.approx(
@@ -106,7 +106,7 @@ def test_a_whole_step_leaves_the_other_probabilities_unchanged(seed: int) -> Non
     costs = torch.tensor([3.0, 1.0, 7.0, 4.0], dtype=torch.float64)
     for _ in range(20):
         before = probabilities(logits["a"].tolist())
-        sample = relaxation.for_architecture_step(logits, generator)
+        sample = relaxation.for_architecture_step(logits, generator, 0.5)
         path = sample.weights["a"]
         assert path.values is not None
         outputs = torch.tensor([1.5, -2.0], dtype=torch.float64)
@@ -125,7 +125,7 @@ def test_a_whole_step_leaves_the_other_probabilities_unchanged(seed: int) -> Non
 
 def test_a_single_option_is_run_as_it_is() -> None:
     logits = {"a": torch.zeros(1, requires_grad=True)}
-    sample = BinaryGate().for_architecture_step(logits, torch.Generator())
+    sample = BinaryGate().for_architecture_step(logits, torch.Generator(), 0.5)
     assert sample.weights["a"].active == (0,)
     BinaryGate().after_step(logits, sample)
     assert logits["a"].tolist() == [0.0]

@@ -13,7 +13,7 @@ def hand_softmax(values: list[float]) -> list[float]:
 
 
 def test_weights_are_the_softmax_of_all_candidates() -> None:
-    sample = Softmax().for_architecture_step(LOGITS, torch.Generator())
+    sample = Softmax().for_architecture_step(LOGITS, torch.Generator(), 0.5)
     path = sample.weights["a"]
     assert path.active == (0, 1, 2) and path.values is not None
     torch.testing.assert_close(path.values.tolist(), hand_softmax([0.3, -1.2, 2.0]))
@@ -23,7 +23,7 @@ def test_weights_are_the_softmax_of_all_candidates() -> None:
 def test_gradient_of_the_mixture() -> None:
     """d/da_i sum_j p_j o_j = p_i (o_i - sum_j p_j o_j)."""
     outputs = torch.tensor([1.0, 5.0, -2.0], dtype=torch.float64)
-    path = Softmax().for_architecture_step(LOGITS, torch.Generator()).weights["a"]
+    path = Softmax().for_architecture_step(LOGITS, torch.Generator(), 0.5).weights["a"]
     assert path.values is not None
     (gradient,) = torch.autograd.grad((path.values * outputs).sum(), LOGITS["a"])
     p = hand_softmax([0.3, -1.2, 2.0])
