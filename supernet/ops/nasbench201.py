@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Hashable, Sequence
 
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, relu
+
+from latency.recipe import recipe
+from supernet.joint import Common, Factor, Joint, joint_norm
 from supernet.mixed_ops.base import Parts
 
 
-class Zero(nn.Module):
+class Zero(Joint):
     """`none`: the edge carries nothing."""
+
+    def kind(self) -> Hashable:
+        return None
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(x.shape)
 
 
-class ReLUConvBN(Parts):
+class ReLUConvBN(Parts, Joint):
     """ReLU, convolution, batch norm; size-preserving at stride 1."""
 
     def __init__(
@@ -30,6 +45,19 @@ class ReLUConvBN(Parts):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.relu(x))
+
+    def kind(self) -> Hashable:
+        return recipe(self)
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        convs, norms = zip(*(module.conv for module in modules), strict=True)
+        weight = torch.cat([conv.weight for conv in convs])
+        x = common.once("relu", relu)
+        y = conv2d(x, weight, None, convs[0].stride, convs[0].padding)
+        return joint_norm(y, norms, factors)
 
 
 class ResidualReduction(nn.Module):

@@ -11,6 +11,7 @@ from itertools import product
 from torch import Tensor, nn
 
 from supernet.choice import Architecture, Choice
+from supernet.joint import add_jointly
 from supernet.mixed_ops.base import Candidates, Searchable, Weights, run_layer
 from supernet.network import Block, Network
 from supernet.ops.nasbench201 import ReLUConvBN, ResidualReduction, Zero
@@ -41,10 +42,13 @@ class Cell(Searchable):
 
     Args:
         edges: by (source, target), fixed or searchable layers of equal width and resolution.
+        joint: whether what reads a node is computed together (`supernet.joint`); all edges are
+            searchable then.
     """
 
-    def __init__(self, edges: dict[Edge, nn.Module]) -> None:
+    def __init__(self, edges: dict[Edge, nn.Module], joint: bool = False) -> None:
         super().__init__()
+        self.joint = joint
         self.edges = nn.ModuleDict({edge_name(*edge): layer for edge, layer in edges.items()})
         self.nodes = nn.ModuleList(Sum() for _ in range(2, NUM_NODES))
         self.compacted: CompactCell | None = None
@@ -68,6 +72,9 @@ class Cell(Searchable):
         if self.compacted is not None:
             output: Tensor = self.compacted(x)
             return output
+        if self.joint:
+            assert weights is not None
+            return self._forward_jointly(x, weights)
         states = {0: x}
         for target in range(1, NUM_NODES):
             terms = [
@@ -76,6 +83,18 @@ class Cell(Searchable):
             ]
             states[target] = self.nodes[target - 2](*terms) if target > 1 else terms[0]
         return states[NUM_NODES - 1]
+
+    def _forward_jointly(self, x: Tensor, weights: Weights) -> Tensor:
+        totals: list[Tensor | None] = [x, *[None] * (NUM_NODES - 1)]
+        for source in range(NUM_NODES - 1):
+            state, targets = totals[source], range(source + 1, NUM_NODES)
+            if state is None:
+                state = x.new_zeros(x.shape)
+            positions = [self.edges[edge_name(source, target)] for target in targets]
+            paths = [weights[position.choice.name] for position in positions]
+            totals[source + 1 :] = add_jointly(state, positions, paths, totals[source + 1 :])
+        output = totals[-1]
+        return x.new_zeros(x.shape) if output is None else output
 
 
 class NasBench201(SearchSpace):
@@ -128,7 +147,7 @@ class NasBench201(SearchSpace):
                     edge: select(self.by_name[edge_name(*edge)], _candidates(width, affine))
                     for edge in EDGES
                 }
-                blocks.append(Block(Cell(edges), width, 1))
+                blocks.append(Block(Cell(edges, joint=search), width, 1))
         stem = nn.Sequential(
             nn.Conv2d(self.in_chans, self.widths[0], 3, padding=1, bias=False),
             nn.BatchNorm2d(self.widths[0]),

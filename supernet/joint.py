@@ -1,0 +1,129 @@
+"""Candidates that read one input, at several positions, computed together.
+
+Every outgoing edge of a cell's node has the same candidates. One at a time they repeat the same
+ReLU and the same pool, and run many small convolutions; together a kind of convolution is one, of
+as many output channels as there are edges, its batch norm is one whose scale holds the mixing
+weights, and what has no parameters is computed once. The numbers are those of the plain form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+
+from latency.recipe import recipe
+from supernet.mixed_ops.base import MixedOp, PathWeights
+
+Factor = Tensor | None  # a scalar; None is one
+
+
+class Common:
+    """What several candidates need of one input, computed once."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._found: dict[str, Tensor] = {}
+
+    def once(self, name: str, function: Callable[[Tensor], Tensor]) -> Tensor:
+        if name not in self._found:
+            self._found[name] = function(self.x)
+        return self._found[name]
+
+
+class Joint(nn.Module):
+    """A candidate that can be computed together with others of its kind."""
+
+    def kind(self) -> Hashable:
+        """Equal for candidates that differ in nothing but the values of their parameters."""
+        raise NotImplementedError
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        """What candidates of one kind make of one input, each times its factor.
+
+        Returns:
+            Their outputs one after the other, (N, num_modules * C, H, W); None for zeros.
+        """
+        raise NotImplementedError
+
+
+def add_jointly(
+    x: Tensor,
+    positions: Sequence[MixedOp],
+    paths: Sequence[PathWeights],
+    totals: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Add to each total what its position makes of x; None stands for zeros.
+
+    The same as `total + position(x, weights)` for each, but for the order of additions.
+    """
+    common, totals = Common(x), list(totals)
+    kinds: dict[Hashable, list[tuple[int, nn.Module, Factor]]] = {}
+    for place, (position, path) in enumerate(zip(positions, paths, strict=True)):
+        for number, index in enumerate(path.active):
+            module = position.candidates[position.choice.options[index]]
+            factor = None if path.values is None else path.values[number].to(x.dtype)
+            kinds.setdefault(_kind(module), []).append((place, module, factor))
+    stacks: dict[tuple[int, ...], Tensor] = {}
+    for members in kinds.values():
+        places, modules, factors = zip(*members, strict=True)
+        if isinstance(modules[0], Joint):
+            stack = type(modules[0]).jointly(modules, common, factors)
+            if stack is not None:
+                stacks[places] = stack if places not in stacks else stacks[places] + stack
+            continue
+        for place, module, factor in members:
+            term = common.once(recipe(module), module) if _is_plain(module) else module(x)
+            totals[place] = _add(totals[place], term, factor)
+    for places, stack in stacks.items():
+        for place, term in zip(places, stack.chunk(len(places), dim=1), strict=True):
+            totals[place] = _add(totals[place], term, None)
+    return totals
+
+
+def _kind(module: nn.Module) -> Hashable:
+    return (type(module), module.kind()) if isinstance(module, Joint) else id(module)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is None and next(module.buffers(), None) is None
+
+
+def _add(total: Tensor | None, term: Tensor, factor: Factor) -> Tensor:
+    if total is None:
+        return term if factor is None else factor * term
+    return total + term if factor is None else torch.addcmul(total, term, factor)
+
+
+def joint_norm(y: Tensor, norms: Sequence[nn.BatchNorm2d], factors: Sequence[Factor]) -> Tensor:
+    """Batch norms of equal settings, side by side on the channels, each times its factor.
+
+    Args:
+        y: (N, num_norms * C, H, W).
+    """
+    first, width = norms[0], norms[0].num_features
+    scale = bias = None
+    if first.affine:
+        scale, bias = (torch.cat([getattr(n, name) for n in norms]) for name in ("weight", "bias"))
+    if any(factor is not None for factor in factors):
+        ones = y.new_ones(())
+        each = torch.stack([ones if factor is None else factor for factor in factors])
+        each = each.to(first.running_mean).repeat_interleave(width)
+        scale = each if scale is None else scale * each
+        bias = None if bias is None else bias * each
+    mean, var = (torch.cat([getattr(n, name) for n in norms]) for name in _STATISTICS)
+    y = batch_norm(y, mean, var, scale, bias, first.training, first.momentum, first.eps)
+    if first.training:
+        with torch.no_grad():
+            for name, values in zip(_STATISTICS, (mean, var), strict=True):
+                torch._foreach_copy_([getattr(n, name) for n in norms], values.split(width))
+            torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+    return y
+
+
+_STATISTICS = ("running_mean", "running_var")

@@ -1,0 +1,85 @@
+"""Joint computation against the plain form: the same outputs, gradients and running statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from supernet.mixed_ops.base import PathWeights
+from supernet.network import Network
+from supernet.space import SearchSpace
+from supernet.spaces.nasbench201 import Cell, NasBench201
+
+SPACES = {"nasbench201": NasBench201(widths=(8, 16), num_cells=2, img_size=8)}
+
+
+def plain(supernet: Network) -> Network:
+    """A copy that computes every candidate of every edge on its own."""
+    twin = copy.deepcopy(supernet)
+    for module in twin.modules():
+        if isinstance(module, Cell):
+            assert module.joint
+            module.joint = False
+    return twin
+
+
+def soft(space: SearchSpace, dtype: torch.dtype) -> tuple[dict[str, PathWeights], list[Tensor]]:
+    logits = [torch.randn(len(c.options), dtype=dtype, requires_grad=True) for c in space.choices]
+    paths = {
+        choice.name: PathWeights(tuple(range(len(vector))), torch.softmax(vector, dim=0))
+        for choice, vector in zip(space.choices, logits, strict=True)
+    }
+    return paths, logits
+
+
+def some(space: SearchSpace, dtype: torch.dtype) -> tuple[dict[str, PathWeights], list[Tensor]]:
+    """Two paths here, one there, with factors or without."""
+    paths, values = {}, []
+    for number, choice in enumerate(space.choices):
+        active = tuple(torch.randperm(len(choice.options))[: 1 + number % 2].tolist())
+        value = None
+        if number % 3:
+            value = torch.rand(len(active), dtype=dtype, requires_grad=True)
+            values.append(value)
+        paths[choice.name] = PathWeights(active, value)
+    return paths, values
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("make", [soft, some])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("training", [True, False])
+def test_joint_is_plain(
+    space: SearchSpace, make: object, dtype: torch.dtype, training: bool
+) -> None:
+    torch.manual_seed(0)
+    joint = space.build_supernet(num_classes=3).to(dtype).train(training)
+    single = plain(joint)
+    paths, values = make(space, dtype)  # type: ignore[operator]
+    images = torch.randn(4, 3, 8, 8, dtype=dtype)
+    found: list[Tensor | None] = []
+    expected: list[Tensor | None] = []
+    for network, results in ((joint, found), (single, expected)):
+        outputs = network(images, paths)
+        loss = nn.functional.cross_entropy(outputs, torch.tensor([0, 2, 1, 1]))
+        wanted = [*values, *network.parameters()]
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)
+        # a factor of nothing but zeros has no gradient, or one of zero
+        factors = [
+            torch.zeros_like(value) if gradient is None else gradient
+            for value, gradient in zip(values, gradients, strict=False)
+        ]
+        results += [outputs.detach(), *factors, *gradients[len(values) :]]
+        results += [buffer.clone() for buffer in network.buffers()]
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    names = ["outputs", *(f"value {i}" for i in range(len(values)))]
+    names += [name for name, _ in joint.named_parameters()]
+    names += [name for name, _ in joint.named_buffers()]
+    for name, one, other in zip(names, found, expected, strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None and other is not None:
+            error = (one.double() - other.double()).abs().max()
+            assert error <= tolerance * max(1.0, other.double().abs().max()), (name, error)
