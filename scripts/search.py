@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import hydra
 from accelerate import Accelerator
@@ -13,10 +15,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from latency.table import LatencyTable
+from supernet.benchmark import Benchmark
 from supernet.data import Data
 from supernet.derive import check_limits, reachable
 from supernet.engine import Diverged, make_accelerator
-from supernet.files import read_json
+from supernet.files import read_json, write_json
 from supernet.outcome import conclude, summary
 from supernet.report import write_report
 from supernet.space import SearchSpace
@@ -73,6 +76,8 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     data = instantiate(cfg.data)
     space = make_space(cfg, data)
     objective = make_objective(cfg)
+    if cfg.benchmark.table is not None and not Path(cfg.benchmark.table).is_file():
+        raise ValueError(f"benchmark.table={cfg.benchmark.table!r} is not a file")
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
     measured = _measure(cfg, accelerator, run, data, space)
     cost = measured.cost(space, objective.cost)
@@ -88,6 +93,8 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     target = measured.on_target(space, cfg.measure)
     result = conclude(problem, run, answer, target, cfg.bn_batches)
     if run.main:
+        if cfg.benchmark.table is not None:
+            judge(cfg, run.folder, space, result)
         log.info("derived: %s", " ".join(result["architecture"].values()))
         log.info(summary(result))
     if cfg.retrain:
@@ -98,6 +105,18 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
                 run.tracker.artifact(run.folder / f"{name}.json", name, name)
         print(f"report: {write_report(run.folder)}")
     return float(result["objective"])
+
+
+def judge(cfg: DictConfig, folder: Path, space: SearchSpace, result: dict[str, Any]) -> None:
+    """Look the derived architecture up in a benchmark table, which is opened only now."""
+    found = Benchmark.load(cfg.benchmark.table, cfg.benchmark.column).judge(
+        space, space.architecture(result["architecture"])
+    )
+    write_json(folder / "result.json", {**result, "benchmark": found})
+    log.info(
+        "benchmark: %s %.2f%%, rank %d of %d (the best has %.2f%%)",
+        found["name"], found["accuracy"], found["rank"], found["of"], found["best"],
+    )  # fmt: skip
 
 
 def _measure(

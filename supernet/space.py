@@ -75,6 +75,14 @@ class SearchSpace(ABC):
         self.in_chans: int = settings["in_chans"]
         self.img_size: int = settings["img_size"]
 
+    def to_string(self, architecture: Architecture) -> str:
+        """The architecture in the notation of the space's benchmark table.
+
+        Raises:
+            ValueError: the space has none.
+        """
+        raise ValueError(f"{self.id} has no notation that a benchmark table could use")
+
     def covering(self, num_classes: int) -> Sequence[Network]:
         """Derived networks that, compiled, run between them every operation that any of them runs.
 

@@ -1,0 +1,89 @@
+"""A tabular benchmark: the accuracy of every architecture of a space, trained on its own.
+
+It judges what a search found, after the search.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supernet.choice import Architecture
+from supernet.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Accuracies by architecture, in the space's own notation (`SearchSpace.to_string`).
+
+    Attributes:
+        name: of the column that was read.
+        accuracies: in percent.
+        path: where they come from.
+    """
+
+    name: str
+    accuracies: Mapping[str, float]
+    path: str
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], column: str | None = None) -> Benchmark:
+        """Read a CSV file with a column `architecture`.
+
+        Args:
+            column: of the accuracies; may be left out where there is one other.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"benchmark.table={os.fspath(path)!r} is not a file")
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            names = [name for name in reader.fieldnames or () if name != "architecture"]
+            if len(names) == len(reader.fieldnames or ()):
+                raise ValueError(f"{path} has no column 'architecture'")
+            if column is None and len(names) != 1:
+                raise ValueError(
+                    f"{path} has the columns {', '.join(names)}; name one by benchmark.column"
+                )
+            chosen = names[0] if column is None else column
+            if chosen not in names:
+                raise ValueError(
+                    f"{path} has no column {chosen!r}; valid: {', '.join(names) or 'none'}"
+                )
+            accuracies = {}
+            for row in reader:
+                try:
+                    accuracies[row["architecture"]] = float(row[chosen])
+                except (TypeError, ValueError):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: {chosen} is {row[chosen]!r}, no number"
+                    ) from None
+        if not accuracies:
+            raise ValueError(f"{path} holds no architecture")
+        return cls(chosen, accuracies, os.fspath(path))
+
+    def judge(self, space: SearchSpace, architecture: Architecture) -> dict[str, Any]:
+        """Accuracy and rank of an architecture, as JSON values.
+
+        The rank is 1 for the best; architectures of equal accuracy have the best of their ranks.
+
+        Raises:
+            ValueError: the space has no notation, or the table lacks the architecture.
+        """
+        text = space.to_string(architecture)
+        if text not in self.accuracies:
+            raise ValueError(f"{self.path} does not hold {text}: it is of another space")
+        accuracy = self.accuracies[text]
+        return {
+            "name": self.name,
+            "accuracy": accuracy,
+            "rank": 1 + sum(other > accuracy for other in self.accuracies.values()),
+            "of": len(self.accuracies),
+            "best": max(self.accuracies.values()),
+        }
