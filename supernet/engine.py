@@ -98,6 +98,11 @@ def check_optimizers(
             raise ValueError(f"the {optimizer_name} holds parameters that are not its own")
 
 
+def at_least_float(x: Tensor) -> Tensor:
+    """Half precision as float32, in which losses are computed; others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class Meter:
     """Running mean of a loss and accuracy; sums stay on the device until they are read."""
 

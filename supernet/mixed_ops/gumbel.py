@@ -1,4 +1,4 @@
-"""Gumbel-softmax: GDAS (Dong & Yang 2019) with hard samples, FBNet (Wu et al. 2019) with soft ones."""
+"""Gumbel-softmax: GDAS (Dong & Yang 2019, hard samples), FBNet (Wu et al. 2019, soft ones)."""
 
 from __future__ import annotations
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from timm.scheduler import create_scheduler_v2
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from supernet.answer import Answer, BestRanked, MostProbable
-from supernet.engine import Diverged, average_gradients, frozen
+from supernet.engine import Diverged, at_least_float, average_gradients, frozen
+from supernet.mixed_ops.base import Sample
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
 from supernet.strategies.ranking import Ranking
@@ -128,7 +130,7 @@ class FirstOrder(Strategy):
         state.weight_optimizer.zero_grad()  # to None: what does not run must not move
         with accelerator.autocast():
             outputs = state.wrapped(images.to(memory_format=self.memory_format), weights)
-        loss = cross_entropy(outputs.float(), labels)
+        loss = cross_entropy(at_least_float(outputs), labels)
         accelerator.backward(loss)
         if self.clip_grad is not None:
             accelerator.clip_grad_norm_(state.wrapped.parameters(), self.clip_grad)
@@ -140,15 +142,11 @@ class FirstOrder(Strategy):
         problem, accelerator = state.problem, state.problem.accelerator
         assert state.logits_optimizer is not None
         images, labels = state.arch_stream.next()
+        images = images.to(memory_format=self.memory_format)
         logits = state.parameters()
         sample = problem.relaxation.for_architecture_step(logits, state.generator, progress)
         with frozen(problem.supernet):
-            with accelerator.autocast():
-                # Past DDP: logits are not its parameters, they are averaged below.
-                outputs = problem.supernet(
-                    images.to(memory_format=self.memory_format), sample.weights
-                )
-            task_loss = cross_entropy(outputs.float(), labels)
+            task_loss, outputs = self.task_loss(state, sample, images, labels)
             if not math.isfinite(loss := task_loss.detach().item()):
                 raise Diverged(  # before the logits take it up
                     f"the loss of an architecture step is {loss} after {state.step} weight steps; "
@@ -165,3 +163,17 @@ class FirstOrder(Strategy):
         expected = {name: float(value.detach()) for name, value in limited.items()}
         problem.objective.update(float(cost.detach()), expected)
         state.arch_meter.add(task_loss, outputs, labels)
+
+    def task_loss(
+        self, state: SearchState, sample: Sample, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of an architecture step, differentiable in the logits, and the outputs.
+
+        Args:
+            images: (N, in_chans, H, W) of the architecture half.
+            labels: (N,).
+        """
+        # Past DDP: logits are not its parameters, they are averaged by the caller.
+        with state.problem.accelerator.autocast():
+            outputs = state.problem.supernet(images, sample.weights)
+        return cross_entropy(at_least_float(outputs), labels), outputs

@@ -67,7 +67,7 @@ def make_problem(digits: Digits) -> Callable[..., Problem]:
 
 @pytest.fixture
 def make_strategy() -> Callable[..., FirstOrder]:
-    def make(**changes: Any) -> FirstOrder:
+    def make(cls: type[FirstOrder] = FirstOrder, **changes: Any) -> FirstOrder:
         settings: dict[str, Any] = {
             "epochs": 3,
             "warmup_epochs": 1,
@@ -83,7 +83,7 @@ def make_strategy() -> Callable[..., FirstOrder]:
             "channels_last": False,
             "ranking": Ranking(num_candidates=4, bn_batches=2, batch_size=30),
         }  # fmt: skip
-        return FirstOrder(**{**settings, **changes})
+        return cls(**{**settings, **changes})
 
     return make
 
