@@ -144,7 +144,7 @@ class FirstOrder(Strategy):
         images, labels = state.arch_stream.next()
         images = images.to(memory_format=self.memory_format)
         logits = state.parameters()
-        sample = problem.relaxation.for_architecture_step(logits, state.generator, progress)
+        sample = self.sample(state, logits, progress)
         with frozen(problem.supernet):
             task_loss, outputs = self.task_loss(state, sample, images, labels)
             if not math.isfinite(loss := task_loss.detach().item()):
@@ -163,6 +163,10 @@ class FirstOrder(Strategy):
         expected = {name: float(value.detach()) for name, value in limited.items()}
         problem.objective.update(float(cost.detach()), expected)
         state.arch_meter.add(task_loss, outputs, labels)
+
+    def sample(self, state: SearchState, logits: Mapping[str, Tensor], progress: float) -> Sample:
+        """Weights of an architecture step."""
+        return state.problem.relaxation.for_architecture_step(logits, state.generator, progress)
 
     def task_loss(
         self, state: SearchState, sample: Sample, images: Tensor, labels: Tensor

@@ -44,7 +44,7 @@ def test_a_weight_step_leaves_logits_and_an_architecture_step_leaves_weights(
     assert all(torch.equal(v, logits[n]) for n, v in copy(state.parameters).items())
     moved = copy(problem.supernet)
     assert not all(torch.equal(v, weights[n]) for n, v in moved.items())
-    strategy.architecture_step(state)
+    strategy.architecture_step(state, 0.5)
     assert all(torch.equal(v, moved[n]) for n, v in copy(problem.supernet).items())
     assert not all(torch.equal(v, logits[n]) for n, v in copy(state.parameters).items())
 
@@ -95,7 +95,7 @@ def test_architecture_steps_advance_through_their_half(make_problem, make_strate
 
     state.arch_stream.next = watch
     for _ in range(half):
-        strategy.architecture_step(state)
+        strategy.architecture_step(state, 0.5)
     assert half > 1
     assert all(not torch.equal(seen[i], seen[j]) for i in range(half) for j in range(i) if i != j)
     assert (state.arch_stream.epoch, state.arch_stream.position) in ((1, 0), (0, half))
@@ -181,7 +181,7 @@ def test_the_multiplier_of_a_limit_pushes_the_logits(make_problem, make_strategy
         strategy, problem = make_strategy(), make_problem(Softmax(), share=1.0, uppers=uppers)
         state = start(strategy, problem)
         for _ in range(10):
-            strategy.architecture_step(state)
+            strategy.architecture_step(state, 0.5)
         logits = state.parameters()["stage1_0"]  # k3_e2, k5_e2
         return (logits[0] - logits[1]).item()
 
@@ -195,9 +195,9 @@ def test_warmup_leaves_the_logits_and_arch_every_thins_the_steps(
     calls = []
     original = strategy.architecture_step
 
-    def watch(state: SearchState) -> None:
+    def watch(state: SearchState, progress: float) -> None:
         calls.append(state.step)
-        original(state)
+        original(state, progress)
 
     strategy.architecture_step = watch
     strategy.search(problem, make_run())
