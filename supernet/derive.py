@@ -120,7 +120,10 @@ def _reach(space: SearchSpace, cost: Cost) -> tuple[float, str]:
         return low, f"{figure(low)} to {figure(high)} {cost.unit}"
     nothing = {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
     low = math.inf
-    while (found := _best(space, nothing, [Limit(cost, math.nextafter(low, 0.0))])) is not None:
+    while low > 0:
+        found = _best(space, nothing, [Limit(cost, math.nextafter(low, 0.0))])
+        if found is None:
+            break
         low = cost.of(found)
     return low, f"{figure(low)} {cost.unit} and more"
 

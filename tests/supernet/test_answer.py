@@ -30,9 +30,7 @@ def draw(seed: int) -> tuple[dict[str, torch.Tensor], AdditiveCost]:
 @pytest.mark.parametrize("seed", range(3))
 def test_one_search_answers_for_every_budget(seed: int) -> None:
     scores, cost = draw(seed)
-    names = [choice.name for choice in SPACE.choices]
-    options = itertools.product(*(choice.options for choice in SPACE.choices))
-    every = [SPACE.architecture(dict(zip(names, chosen, strict=True))) for chosen in options]
+    every = _every()
     total = {
         a: sum(scores[c.name][c.index(a[c.name])].item() for c in SPACE.choices) for a in every
     }
@@ -47,6 +45,25 @@ def test_one_search_answers_for_every_budget(seed: int) -> None:
         assert costs[answer.best(budget)] <= budget
     with pytest.raises(Infeasible, match="the reachable range is"):
         answer.best(low - 0.01)
+
+
+def test_when_all_within_the_budget_were_tried_there_is_no_answer() -> None:
+    scores, cost = draw(0)
+    answer = MostProbable(SPACE, scores, cost)
+    low = min(cost.of(architecture) for architecture in _every())
+    tried: list[Any] = []
+    budget = low + 0.05
+    with pytest.raises(Infeasible):
+        for _ in range(100):
+            tried.append(answer.best(budget, but=tried))
+    within = {a for a in _every() if cost.of(a) <= budget}
+    assert set(tried) == within and len(tried) == len(within) > 0
+
+
+def _every() -> list[Any]:
+    names = [choice.name for choice in SPACE.choices]
+    options = itertools.product(*(choice.options for choice in SPACE.choices))
+    return [SPACE.architecture(dict(zip(names, chosen, strict=True))) for chosen in options]
 
 
 def record(index: int, cost: float, value: float, loss: float = 1.0) -> dict[str, Any]:
