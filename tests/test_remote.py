@@ -66,3 +66,12 @@ def test_a_search_cannot_wait_for_a_bundle(tmp_path: Path) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "backend=bundle does not measure at once" in done.stderr
     assert not (tmp_path / "latency_bundle.zip").exists()
+
+
+def test_a_table_measured_elsewhere_says_whether_its_runtime_compiles() -> None:
+    """The search's own backend is PyTorch's eager mode then."""
+    table = LatencyTable(Target(runtime="onnxruntime"), {"compiled": True}, 0.0, 1.0, {})
+    eager, compiling = TorchCPU(), OnnxRuntime()
+    assert compiles(eager, table) and not compiles(eager, None) and compiles(compiling, None)
+    table.provenance["compiled"] = False
+    assert not compiles(compiling, table)
