@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from latency.table import LatencyTable
+from latency.backends.onnxruntime import OnnxRuntime
+from latency.backends.torch_cpu import TorchCPU
+from latency.table import LatencyTable, Target
+from supernet_scripts.common import compiles
 
 TINY = [
     "data=digits", "data.img_size=8", "space.stages=[[8,1,2]]", "space.first_chs=8",
