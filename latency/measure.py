@@ -88,6 +88,7 @@ def measure_networks(
     in_chans: int,
     reference_ms: float | None = None,
     anchors: Sequence[tuple[nn.Module, float]] = (),
+    copies: int = 1,
     progress: bool = True,
 ) -> list[MeasuredNetwork]:
     """Measure whole networks, interleaved; each is called with one image batch of the target.
@@ -99,21 +100,33 @@ def measure_networks(
             since a device runs faster in one hour than in another.
         anchors: networks with the ms they took when the table was made. Measured in the same
             rounds they tell the speed better than the small reference does.
+        copies: how often each network is loaded, to be timed as if it were several, whose mean is
+            given: where a network lands in memory moves its time by a percent or two.
 
     Other arguments and errors: as `measure`.
     """
     backend.check(target)
-    every = [*networks, *(network for network, _ in anchors)]
+    loaded = [network for network in networks for _ in range(copies)]
+    every = [*loaded, *(network for network, _ in anchors)]
     operations = network_operations(every, target, in_chans)
     with machine_lock():
         samples = backend.sample(operations, target, plan, None, progress)
     names = list(operations)
     before = [ms for _, ms in anchors]
-    now = [samples.measurement(name).median_ms for name in names[len(networks) :]]
+    now = [samples.measurement(name).median_ms for name in names[len(loaded) :]]
     if reference_ms is not None and not anchors:
         before, now = [reference_ms], [samples.reference_ms]
     speed = statistics.median(b / n for b, n in zip(before, now, strict=True)) if before else 1.0
-    return networks_of(samples, names[: len(networks)], speed)
+    found = networks_of(samples, names[: len(loaded)], speed)
+    return [_mean(found[i : i + copies]) for i in range(0, len(found), copies)]
+
+
+def _mean(copies: Sequence[MeasuredNetwork]) -> MeasuredNetwork:
+    """Of one network, loaded several times."""
+    measurement = Measurement.mean([copy.measurement for copy in copies])
+    first, second = zip(*(copy.halves for copy in copies), strict=True)
+    halves = statistics.mean(first), statistics.mean(second)
+    return MeasuredNetwork(measurement, halves, copies[0].speed)
 
 
 def network_operations(

@@ -75,6 +75,11 @@ class AdditiveCost:
             ]
         )
 
+    def negative(self) -> AdditiveCost:
+        """The cost times -1: an upper bound on it is a lower bound on this one."""
+        per_option = {name: -vector for name, vector in self.per_option.items()}
+        return AdditiveCost(self.choices, -self.fixed, per_option, self.name, self.unit)
+
     def rows(self, upper: float) -> list[LinearConstraint]:
         """The row of an integer program that bounds the cost by `upper`."""
         terms = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -86,6 +87,21 @@ class Measurement:
             median_ms=max(0.0, self.median_ms - base.median_ms),
             ci_ms=math.hypot(self.ci_ms, base.ci_ms),
             energy_mj=energy,
+        )
+
+    @classmethod
+    def mean(cls, several: Sequence[Measurement]) -> Measurement:
+        """Of independent measurements of the same."""
+        energies = [m.energy_mj for m in several if m.energy_mj is not None]
+        median_ms = statistics.mean(m.median_ms for m in several)
+        ci_ms = math.hypot(*(m.ci_ms for m in several)) / len(several)
+        return cls(
+            median_ms=median_ms,
+            iqr_ms=statistics.mean(m.iqr_ms for m in several),
+            ci_ms=ci_ms,
+            num_runs=sum(m.num_runs for m in several),
+            energy_mj=statistics.mean(energies) if len(energies) == len(several) else None,
+            precision=ci_ms / median_ms if median_ms else 0.0,
         )
 
     def scaled(self, factor: float) -> Measurement:

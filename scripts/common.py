@@ -52,7 +52,8 @@ from supernet.space import SearchSpace
 
 log = logging.getLogger(__name__)
 
-NUM_ANCHORS = 4  # networks of the calibration that are measured beside others
+FEW, NUM_COPIES = 4, 4  # up to so many networks are timed in so many copies each
+NUM_ANCHORS = 8  # networks of the calibration that are measured beside others
 
 UNSAVED = ("resume", "run_dir", "hydra")  # may differ when a run is resumed
 
@@ -219,7 +220,7 @@ class Measured:
     def networks(
         self, space: SearchSpace, architectures: Sequence[Architecture]
     ) -> list[MeasuredNetwork]:
-        """Measure whole networks, at the table's speed where there is one."""
+        """Measure whole networks, at the table's speed where there is one; a few more carefully."""
         return measure_networks(
             [space.build_network(a, self.num_classes) for a in architectures],
             self.backend,
@@ -228,6 +229,7 @@ class Measured:
             in_chans=space.in_chans,
             reference_ms=None if self.table is None else self.table.reference_ms,
             anchors=self._anchors(space),
+            copies=NUM_COPIES if len(architectures) <= FEW else 1,
         )
 
     def _anchors(self, space: SearchSpace) -> list[tuple[Network, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,9 @@ from supernet.choice import Architecture
 from supernet.derive import Infeasible, derive
 from supernet.limits import Limit, Membership
 from supernet.space import SearchSpace
+
+LEAST_USE = 0.985
+GAP = 1e-4  # of a search within so narrow a range
 
 
 class Answer(ABC):
@@ -29,14 +33,27 @@ class Answer(ABC):
             Infeasible: there is none.
         """
 
+    def binds(self, budget: float | None) -> bool:
+        """Whether the budget keeps from what would be best without one.
+
+        Raises:
+            Infeasible: nothing costs so little.
+        """
+        return self.best(budget) != self.best(None)
+
 
 class MostProbable(Answer):
     """Of a search with logits: the largest total score.
+
+    Scores that were learned under the price of a budget undersell what is dear, so that the most
+    probable architecture can lie far below the cost that the search expected. Of a priced budget
+    at least `LEAST_USE` is used, therefore, wherever an architecture does.
 
     Args:
         scores: by choice, as `Relaxation.scores` gives them.
         cost: that the budget is of.
         limits: on further costs.
+        priced: the scores were learned under a budget whose multiplier was above zero at the end.
     """
 
     def __init__(
@@ -45,12 +62,23 @@ class MostProbable(Answer):
         scores: Mapping[str, Tensor],
         cost: AdditiveCost,
         limits: Sequence[Limit] = (),
+        priced: bool = False,
     ) -> None:
         self.space, self.scores, self.cost, self.limits = space, scores, cost, limits
+        self.priced = priced
 
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
         limits = [*self.limits, *([Limit(Membership(but), 0)] if but else [])]
+        if budget is not None and self.priced:
+            least = Limit(self.cost.negative(), -LEAST_USE * budget)
+            with suppress(Infeasible):
+                return derive(self.space, self.scores, self.cost, budget, [*limits, least], GAP)
         return derive(self.space, self.scores, self.cost, budget, limits)
+
+    def binds(self, budget: float | None) -> bool:
+        if budget is None:
+            return False
+        return self.priced or self.cost.of(self.best(None)) > budget
 
 
 class BestRanked(Answer):

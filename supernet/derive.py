@@ -31,6 +31,7 @@ def derive(
     cost: AdditiveCost | None = None,
     budget: float | None = None,
     limits: Sequence[Limit] = (),
+    gap: float = 0.0,
 ) -> Architecture:
     """The valid architecture of the largest total score within a budget and all limits.
 
@@ -39,6 +40,8 @@ def derive(
         cost: what the budget is for, in its own unit.
         budget: largest cost allowed; None for no limit.
         limits: on further costs.
+        gap: share of the largest score that the answer's may fall short by. Zero is exact, but
+            takes minutes where the scores are all but the cost and that is bounded from below too.
 
     Raises:
         Infeasible: no valid architecture is within them; the message has the reachable range.
@@ -47,7 +50,7 @@ def derive(
     if budget is not None:
         assert cost is not None, "a budget needs a cost"
         bounds.insert(0, Limit(cost, budget))
-    found = _best(space, space.scores(scores), bounds)
+    found = _best(space, space.scores(scores), bounds, gap)
     if found is None:
         raise Infeasible(_refusal(space, bounds))
     return found
@@ -83,12 +86,12 @@ def check_limits(
 
 
 def _best(
-    space: SearchSpace, scores: Mapping[str, Tensor], bounds: Sequence[Limit]
+    space: SearchSpace, scores: Mapping[str, Tensor], bounds: Sequence[Limit], gap: float = 0.0
 ) -> Architecture | None:
     """Solve, and as long as the answer is above a bound, add the row that forbids it."""
     rows = [*space.constraints, *(row for b in bounds for row in b.cost.rows(b.upper))]
     while True:
-        found = _solve(space, scores, rows)
+        found = _solve(space, scores, rows, gap)
         if found is None:
             return None
         broken = [bound for bound in bounds if not bound.holds(found)]
@@ -120,7 +123,10 @@ def _reach(space: SearchSpace, cost: Cost) -> tuple[float, str]:
         return low, f"{figure(low)} to {figure(high)} {cost.unit}"
     nothing = {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
     low = math.inf
-    while (found := _best(space, nothing, [Limit(cost, math.nextafter(low, 0.0))])) is not None:
+    while low > 0:
+        found = _best(space, nothing, [Limit(cost, math.nextafter(low, 0.0))])
+        if found is None:
+            break
         low = cost.of(found)
     return low, f"{figure(low)} {cost.unit} and more"
 
@@ -137,6 +143,7 @@ def _solve(
     space: SearchSpace,
     scores: Mapping[str, Tensor],
     constraints: Sequence[LinearConstraint],
+    gap: float,
 ) -> Architecture | None:
     """Maximise sum of scores over binary x[choice, option], one option a choice."""
     terms = _terms(space, scores)
@@ -158,7 +165,7 @@ def _solve(
         constraints=Rows(matrix, [r.lower for r in rows], [r.upper for r in rows]),
         integrality=np.ones(len(columns)),
         bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
+        options={"mip_rel_gap": gap},
     )
     if result.status == 2:
         return None

@@ -16,7 +16,7 @@ from supernet.derive import Infeasible
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 6
-TOLERANCE = 0.03  # below the budget: more was to be had
+TOLERANCE = 0.02  # below the budget: more was to be had
 MARGIN = 0.003  # below the budget that is aimed at, for the noise of measuring
 
 
@@ -82,6 +82,7 @@ def meet(
     if budget is None:
         attempt = Attempt(wanted, None, predict(wanted), measure(wanted))
         return Met([attempt], attempt)
+    binds = answer.binds(budget)
     attempts: list[Attempt] = []
     allowed = budget
     for _ in range(MAX_TRIES):
@@ -101,7 +102,7 @@ def meet(
             "derived for %.4g ms: predicted %.4g, measured %.4g ms (%.1f%% of the budget)",
             allowed, attempt.predicted, attempt.measured.median_ms, 100 * used,
         )  # fmt: skip
-        if used <= 1 and (found == wanted or used >= 1 - TOLERANCE):
+        if used <= 1 and (used >= 1 - TOLERANCE or (found == wanted and not binds)):
             break
         costs = sum(cost.of(a.architecture) for a in attempts)
         allowed = (1 - MARGIN) * budget * costs / sum(a.measured.median_ms for a in attempts)

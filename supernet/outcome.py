@@ -101,7 +101,7 @@ def resolve(
         "predicted_ms": predicted_ms,
         "uncalibrated_ms": target.add_up and target.add_up(found),
         "measured_ms": measured and asdict(measured),
-        "binding": budget is not None and found != answer.best(None),
+        "binding": budget is not None and (answer.binds(budget) or found != answer.best(None)),
         "attempts": attempts,
         "accuracy": accuracy,
         "loss": loss,

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from latency.table import LatencyTable
+from latency.backends.onnxruntime import OnnxRuntime
+from latency.backends.torch_cpu import TorchCPU
+from latency.table import LatencyTable, Target
+from supernet_scripts.common import compiles
 
 TINY = [
     "data=digits", "data.img_size=8", "space.stages=[[8,1,2]]", "space.first_chs=8",
@@ -66,3 +69,12 @@ def test_a_search_cannot_wait_for_a_bundle(tmp_path: Path) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "backend=bundle does not measure at once" in done.stderr
     assert not (tmp_path / "latency_bundle.zip").exists()
+
+
+def test_a_table_measured_elsewhere_says_whether_its_runtime_compiles() -> None:
+    """The search's own backend is PyTorch's eager mode then."""
+    table = LatencyTable(Target(runtime="onnxruntime"), {"compiled": True}, 0.0, 1.0, {})
+    eager, compiling = TorchCPU(), OnnxRuntime()
+    assert compiles(eager, table) and not compiles(eager, None) and compiles(compiling, None)
+    table.provenance["compiled"] = False
+    assert not compiles(compiling, table)

@@ -240,6 +240,7 @@ class CompactCell(Parts):
     def __init__(self, layers: Layers, rectified_input: bool, rectify_output: bool) -> None:
         super().__init__()
         self.plan = plan(layers, rectify_output)
+        self.rectify_output = rectify_output
         self.rectified = {step.target for step in self.plan.steps if step.rectified}
         if rectified_input:
             self.rectified.add(INPUT)
@@ -288,10 +289,13 @@ class CompactCell(Parts):
                     relus[node] = self._relu(node, states, x)
                 terms.append(relus[node])
             states[step.target] = self.sums[str(step.target)](*terms)
-        output = self.plan.same.get(self.plan.output)
-        return self._constant(self.plan.output, x) if output is None else states[output]
+        node = self.plan.same.get(self.plan.output, self.plan.output)
+        if self.rectify_output:
+            return self._relu(node, states, x)
+        return states[node] if node in states else self._constant(node, x)
 
     def _relu(self, node: int, states: Mapping[int, Tensor], x: Tensor) -> Tensor:
+        """A node behind a ReLU, its own or another."""
         if node not in states:
             return self._constant(node, x).relu()
         output: Tensor = states[node] if node in self.rectified else self.relu(states[node])

@@ -89,7 +89,8 @@ class FirstOrder(Strategy):
             return BestRanked(space, state["ranked"], problem.limits)
         logits = {name: state["logits"][f"logits.{name}"].detach() for name in space.by_name}
         scores = problem.relaxation.scores(logits)
-        return MostProbable(space, scores, problem.cost, problem.limits)
+        priced = state["objective"].get("multiplier", 0.0) > 0
+        return MostProbable(space, scores, problem.cost, problem.limits, priced)
 
     def train(self, state: SearchState, run: Run) -> None:
         """Run from the present step to the last; a log line and a checkpoint an epoch."""

@@ -234,6 +234,29 @@ def test_networks_are_brought_to_the_speed_of_their_table(
     assert "the device is 1.50 times as fast as when the table was measured" in caplog.text
 
 
+def test_the_copies_of_a_network_are_averaged(
+    scripted: Any, named: Any, target: Target, plan: Plan
+) -> None:
+    """Each copy takes its own time; the anchors say that the device is half as fast as it was."""
+    takes = {"a": iter([2.0, 3.0, 7.0]), "b": iter([5.0, 5.0, 5.0]), "c": iter([4.0])}
+
+    class Backend(scripted):  # type: ignore[misc]
+        def prepare(self, operation: Any, target: Target) -> Any:
+            if not hasattr(operation.module, "name"):
+                return super().prepare(operation, target)
+            ms = next(takes[operation.module.name])
+            return lambda num_calls: ms
+
+    a, b = measure_networks(
+        [named("a"), named("b")], Backend(), target, plan, in_chans=3,
+        anchors=[(named("c"), 2.0)], copies=3,
+    )  # fmt: skip
+    assert (a.speed, b.speed) == (0.5, 0.5)
+    assert (a.measurement.median_ms, b.measurement.median_ms) == pytest.approx((2.0, 2.5))
+    assert a.measurement.num_runs == 3 * plan.rounds
+    assert a.halves == pytest.approx((2.0, 2.0))
+
+
 def test_networks_in_one_round(scripted: Any, named: Any, target: Target) -> None:
     plan = Plan(rounds=1, burst_ms=0.0)
     (found,) = measure_networks([named("a")], scripted(), target, plan, in_chans=3)

@@ -277,3 +277,11 @@ def test_one_calibration_a_space() -> None:
     assert table.calibration("pkg.Space", '{"a":3}') is None
     merged = make_table().merge(replace(make_table(), calibrations=[better]))
     assert merged.calibrations == [better]
+
+
+def test_the_mean_of_independent_measurements() -> None:
+    first, second = Measurement(2.0, 0.5, 0.3, 10, 5.0), Measurement(4.0, 0.25, 0.4, 20, 7.0)
+    mean = Measurement.mean([first, second])
+    assert mean == Measurement(3.0, 0.375, 0.25, 30, 6.0, 0.25 / 3)
+    assert Measurement.mean([first, replace(second, energy_mj=None)]).energy_mj is None
+    assert Measurement.mean([first]) == replace(first, precision=0.15)

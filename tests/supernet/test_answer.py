@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from latency.model import AdditiveCost
-from supernet.answer import BestRanked, MostProbable
+from supernet.answer import LEAST_USE, BestRanked, MostProbable
+from supernet.choice import Architecture
 from supernet.derive import Infeasible
 from supernet.spaces.mbconv import MBConv
 
@@ -27,16 +28,18 @@ def draw(seed: int) -> tuple[dict[str, torch.Tensor], AdditiveCost]:
     return scores, AdditiveCost(SPACE.choices, 0.5, vectors(), "latency", "ms")
 
 
+def totals(scores: dict[str, torch.Tensor], every: list[Architecture]) -> dict[Architecture, float]:
+    score = SPACE.scores(scores)
+    return {
+        a: sum(score[c.name][c.index(a[c.name])].item() for c in SPACE.choices) for a in every
+    }
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_one_search_answers_for_every_budget(seed: int) -> None:
     scores, cost = draw(seed)
-    names = [choice.name for choice in SPACE.choices]
-    options = itertools.product(*(choice.options for choice in SPACE.choices))
-    every = [SPACE.architecture(dict(zip(names, chosen, strict=True))) for chosen in options]
-    total = {
-        a: sum(scores[c.name][c.index(a[c.name])].item() for c in SPACE.choices) for a in every
-    }
-    costs = {a: cost.of(a) for a in every}
+    every = _every()
+    total, costs = totals(scores, every), {a: cost.of(a) for a in every}
     answer = MostProbable(SPACE, scores, cost)
     assert answer.best(None) == max(every, key=lambda a: total[a])
     low, high = min(costs.values()), max(costs.values())
@@ -47,6 +50,51 @@ def test_one_search_answers_for_every_budget(seed: int) -> None:
         assert costs[answer.best(budget)] <= budget
     with pytest.raises(Infeasible, match="the reachable range is"):
         answer.best(low - 0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_budget_that_had_a_price_is_used_where_it_can_be(seed: int) -> None:
+    scores, cost = draw(seed)
+    every = _every()
+    total, costs = totals(scores, every), {a: cost.of(a) for a in every}
+    plain, priced = (MostProbable(SPACE, scores, cost, priced=p) for p in (False, True))
+    low, high = min(costs.values()), max(costs.values())
+    used = 0
+    for share in (0.001, 0.1, 0.3, 0.6, 0.9, 1.5):
+        budget = low + share * (high - low)
+        within = [a for a in every if costs[a] <= budget]
+        near = [a for a in within if costs[a] >= LEAST_USE * budget]
+        used += bool(near)
+        best = max(near or within, key=lambda a: total[a])
+        assert priced.best(budget) == best and priced.binds(budget)
+        assert plain.binds(budget) == (costs[plain.best(None)] > budget)
+        tried = [a for a in near if a != best]
+        rest = [a for a in within if a not in tried]
+        left = [best] if near else rest
+        assert priced.best(budget, but=tried) == max(left, key=lambda a: total[a])
+    assert 3 <= used < 6
+    assert priced.best(None) == plain.best(None) and not priced.binds(None)
+    with pytest.raises(Infeasible, match="the reachable range is"):
+        priced.best(low - 0.01)
+
+
+def test_when_all_within_the_budget_were_tried_there_is_no_answer() -> None:
+    scores, cost = draw(0)
+    answer = MostProbable(SPACE, scores, cost)
+    low = min(cost.of(architecture) for architecture in _every())
+    tried: list[Any] = []
+    budget = low + 0.05
+    with pytest.raises(Infeasible):
+        for _ in range(100):
+            tried.append(answer.best(budget, but=tried))
+    within = {a for a in _every() if cost.of(a) <= budget}
+    assert set(tried) == within and len(tried) == len(within) > 0
+
+
+def _every() -> list[Any]:
+    names = [choice.name for choice in SPACE.choices]
+    options = itertools.product(*(choice.options for choice in SPACE.choices))
+    return [SPACE.architecture(dict(zip(names, chosen, strict=True))) for chosen in options]
 
 
 def record(index: int, cost: float, value: float, loss: float = 1.0) -> dict[str, Any]:

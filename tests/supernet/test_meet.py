@@ -47,6 +47,9 @@ class Counting(Answer):
         self.budgets.append(budget)
         return self.answer.best(budget, but)
 
+    def binds(self, budget: float | None) -> bool:
+        return self.answer.binds(budget)
+
 
 def exactly(ms: float) -> Measurement:
     return Measurement(ms, 0.0, 0.0, 30)
@@ -117,6 +120,21 @@ def test_a_budget_that_does_not_bind_is_left_unused() -> None:
     wanted = answer.best(None)
     met, measured = meet_on(cost.of, cost, 3 * cost.of(wanted), answer)
     assert measured == [wanted] and met.best.architecture == wanted
+
+
+def test_a_budget_that_had_a_price_is_used_though_the_wanted_network_is_far_below() -> None:
+    """The device takes 7% less than predicted, so that one correction is needed."""
+    cost = make_cost()
+    low, high = reachable(SPACE, cost)
+    cheap = {name: -vector for name, vector in cost.per_option.items()}
+    for priced in (False, True):
+        answer = MostProbable(SPACE, cheap, cost, priced=priced)
+        assert cost.of(answer.best(None)) == pytest.approx(low)
+        budget = 0.93 * (low + high) / 2
+        met, measured = meet_on(lambda a: 0.93 * cost.of(a), cost, budget, answer)
+        used = met.best.measured.median_ms / budget
+        assert (used >= 1 - TOLERANCE and len(measured) == 2) if priced else used < 0.7
+        assert used <= 1 and answer.binds(budget) == priced
 
 
 def test_the_slowest_wanted_network_that_misses_is_given_up() -> None:

@@ -172,7 +172,8 @@ def test_kept_memory_saves_page_faults() -> None:
     *counts, kept = done.stdout.split()
     before, after, large = map(int, counts)
     assert kept == "yes"
-    assert before > 1000 and after < before / 50 and large < 100, counts
+    # before there are thousands of 4 KiB each, or dozens where the system has pages of 2 MiB
+    assert before > 10 * max(after, 1) and large < 100, counts
 
 
 def test_without_glibc_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,8 @@ IDLE = {  # cells, and the edges whose convolutions matter, found by hand
     "|skip_connect~0|+|none~0|skip_connect~1|+|nor_conv_1x1~0|nor_conv_3x3~1|nor_conv_1x1~2|": (
         "03 13 23"
     ),
+    # node 2 is a constant, and a kernel of 3 sees where it ends
+    "|none~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|": "12 23",
     # no path at all: constants
     "|none~0|+|none~0|nor_conv_3x3~1|+|none~0|nor_conv_3x3~1|nor_conv_3x3~2|": "12 13 23",
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|none~0|none~1|none~2|": "",
