@@ -232,6 +232,13 @@ class Measured:
             copies=NUM_COPIES if len(architectures) <= FEW else 1,
         )
 
+    def carefully(
+        self, space: SearchSpace, architecture: Architecture, times: int = 2
+    ) -> Measurement:
+        """The mean of several measurements of a whole network, its anchors loaded anew for each."""
+        measured = [self.networks(space, [architecture])[0].measurement for _ in range(times)]
+        return Measurement.mean(measured)
+
     def _anchors(self, space: SearchSpace) -> list[tuple[Network, float]]:
         """Some networks of the calibration, from the fastest to the slowest."""
         calibration = self.table and self.table.calibration(space.id, space.settings)
@@ -251,7 +258,7 @@ class Measured:
             return network_ms(self.sites_of(space, architecture), table, calibration)
 
         def measure(architecture: Architecture) -> Measurement:
-            return self.networks(space, [architecture])[0].measurement
+            return self.carefully(space, architecture)
 
         return OnTarget(
             partial(predict, table.calibration(space.id, space.settings)) if table else None,

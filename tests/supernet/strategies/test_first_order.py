@@ -219,6 +219,19 @@ def test_learning_rate_follows_the_cosine(make_problem, make_strategy, make_run)
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("multiplier", [None, 0.0, 0.3])
+def test_the_answer_knows_whether_the_budget_had_a_price(
+    multiplier: float | None, make_problem, make_strategy, make_run
+) -> None:
+    problem, strategy = make_problem(Softmax()), make_strategy()
+    strategy.search(problem, make_run())
+    state = make_run(resume=True).load()
+    assert state is not None
+    objective = {} if multiplier is None else {"multiplier": multiplier}
+    answer = strategy.answer(problem, {**state, "objective": objective})
+    assert answer.priced == bool(multiplier)
+
+
 class Killed(Exception):
     pass
 
