@@ -116,3 +116,20 @@ class BestRanked(Answer):
     def _holds(self, options: Mapping[str, str], but: Collection[Architecture]) -> bool:
         architecture = self.space.architecture(options)
         return architecture not in but and all(limit.holds(architecture) for limit in self.limits)
+
+
+class FirstThat(Answer):
+    """Of several answers the first that has one.
+
+    A search with finals has trained networks for its own budget; for another one there may be none
+    among them.
+    """
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self.answers = answers
+
+    def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
+        for answer in self.answers[:-1]:
+            with suppress(Infeasible):
+                return answer.best(budget, but)
+        return self.answers[-1].best(budget, but)

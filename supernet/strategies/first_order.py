@@ -11,11 +11,12 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from supernet.answer import Answer, BestRanked, MostProbable
+from supernet.answer import Answer, BestRanked, FirstThat, MostProbable
 from supernet.engine import Diverged, at_least_float, average_gradients, frozen
 from supernet.mixed_ops.base import Sample
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
+from supernet.strategies.finals import Finals, standings
 from supernet.strategies.ranking import Ranking
 from supernet.strategies.state import SearchState
 
@@ -36,6 +37,7 @@ class FirstOrder(Strategy):
         init_std: standard deviation of the normal the logits start from.
         channels_last: memory format of the supernet and its inputs.
         ranking: how a relaxation without logits chooses.
+        finals: how one with logits chooses among what it passed through; None takes where it ends.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class FirstOrder(Strategy):
         init_std: float,
         channels_last: bool,
         ranking: Ranking,
+        finals: Finals | None = None,
     ) -> None:
         if not 0 <= warmup_epochs < epochs:
             raise ValueError(
@@ -65,7 +68,7 @@ class FirstOrder(Strategy):
         self.weight_optimizer, self.arch_optimizer = dict(weight_optimizer), dict(arch_optimizer)
         self.scheduler = dict(scheduler)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.ranking = ranking
+        self.ranking, self.finals = ranking, finals
 
     def search(self, problem: Problem, run: Run) -> Answer:
         state = SearchState(
@@ -81,6 +84,8 @@ class FirstOrder(Strategy):
         self.train(state, run)
         if not problem.relaxation.has_logits:
             self.ranking.rank(state, run)
+        elif self.finals is not None:
+            self.finals.hold(state, run)
         return self.answer(problem, state.state_dict())
 
     def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
@@ -90,7 +95,10 @@ class FirstOrder(Strategy):
         logits = {name: state["logits"][f"logits.{name}"].detach() for name in space.by_name}
         scores = problem.relaxation.scores(logits)
         priced = state["objective"].get("multiplier", 0.0) > 0
-        return MostProbable(space, scores, problem.cost, problem.limits, priced)
+        probable = MostProbable(space, scores, problem.cost, problem.limits, priced)
+        if not state["ranked"]:
+            return probable
+        return FirstThat([BestRanked(space, standings(state["ranked"]), problem.limits), probable])
 
     def train(self, state: SearchState, run: Run) -> None:
         """Run from the present step to the last; a log line and a checkpoint an epoch."""
@@ -117,6 +125,9 @@ class FirstOrder(Strategy):
                     state.step += 1
                     if searching and state.logits_optimizer and state.step % self.arch_every == 0:
                         self.architecture_step(state, progress)
+                        if self.finals is not None:
+                            last = state.step + self.arch_every > self.epochs * num_steps
+                            self.finals.look(state, state.step // self.arch_every, last)
                     bar.update()
                     if state.step % run.checkpoint_every == 0 and state.step < end:
                         run.save(state.state_dict())

@@ -1,0 +1,65 @@
+"""An architecture's accuracy after a short training of its own."""
+
+from __future__ import annotations
+
+from supernet.choice import Architecture
+from supernet.data import Loader, Split, Stream
+from supernet.evaluate import evaluate
+from supernet.learner import Learner
+from supernet.recipe import Recipe, seeded
+from supernet.strategies.base import Problem
+
+
+class ShortTraining:
+    """Judges architectures by training each from scratch on the weight half for some steps.
+
+    All start from the same seed and see the same images in the same order. Several processes train
+    one network together.
+
+    Args:
+        recipe: how they are trained; its schedule spans the training, however short (`epochs` is
+            that of the schedule's own unit, 1 for a schedule of steps alone).
+        num_images: of the architecture half that judge, in each process; all where it is smaller.
+    """
+
+    def __init__(self, problem: Problem, recipe: Recipe, num_images: int) -> None:
+        self.problem, self.recipe = problem, recipe
+        self.train_half, arch_half = problem.data.search_splits(problem.seed)
+        # In an order of its own: the half itself may be sorted by class.
+        loader = self._loader(arch_half, augment=False)
+        batches = min(len(loader), max(1, num_images // recipe.batch_size))
+        self.judges = [loader.batch(0, index) for index in range(batches)]
+
+    def _loader(self, half: Split, augment: bool) -> Loader:
+        accelerator = self.problem.accelerator
+        return Loader(
+            half,
+            batch_size=self.recipe.batch_size,
+            seed=self.problem.seed,
+            train=True,
+            augment=augment,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+
+    def accuracy(self, architecture: Architecture, steps: int) -> tuple[float, float]:
+        """(accuracy in percent, loss) on the architecture half after `steps` steps.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        problem = self.problem
+        with seeded(problem.seed):
+            network = problem.space.build_network(architecture, problem.data.info.num_classes)
+        stream = Stream(self._loader(self.train_half, augment=True))
+        learner = Learner(network, self.recipe, steps, problem.accelerator, problem.seed)
+        try:
+            network.train()
+            for _ in range(steps):
+                learner.take_step(*stream.next())
+            learner.average_buffers()
+            judges = ((x.to(memory_format=self.recipe.memory_format), y) for x, y in self.judges)
+            return evaluate(network, judges, problem.accelerator)
+        finally:
+            problem.accelerator.free_memory()  # else it keeps this network while others train
