@@ -96,8 +96,8 @@ def test_derive_obeys_another_budget(commands: Any, run: Path, place: Path) -> N
     low, _ = read(run / "result.json")["reachable"]
     table = LatencyTable.load(run / "latency_table.json")
     before = (run / "architecture.json").read_bytes()
-    budget = low * (1 + 1e-9)
-    commands.succeed("derive", "run=run", "output=cheap", f"budget_ms={budget}", cwd=place)
+    budget = f"budget_ms={low * (1 + 1e-9)}"  # as predicted: measured, it may leave room for more
+    commands.succeed("derive", "run=run", "output=cheap", budget, "measure=false", cwd=place)
     cheapest = Architecture.load(place / "cheap" / "architecture.json")
     assert site_sum(table, cheapest) == pytest.approx(low, abs=1e-9)
     commands.succeed("derive", "run=run", "output=same", cwd=place)
