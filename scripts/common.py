@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latency.backends.base import Backend
 from latency.backends.bundle import Bundle
+from latency.backends.torch_cpu import keep_freed_memory
 from latency.measure import MeasuredNetwork, cached_table, keep, measure_networks
 from latency.memory import PeakMemory
 from latency.model import (
@@ -142,10 +143,13 @@ def flat(config: Any) -> dict[str, Any]:
     }
 
 
-def set_num_threads(threads: int | None) -> None:
-    """Threads of the training; a measurement has its own number."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def set_up_cpu(cfg: DictConfig) -> None:
+    """Threads of the training (a measurement has its own number), and memory that is not given
+    back after every layer: page faults are a third of a supernet's step."""
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    if OmegaConf.select(cfg, "backend.keep_memory", default=True):  # False measures the faults
+        keep_freed_memory()
 
 
 def make_space(cfg: DictConfig, data: Data) -> SearchSpace:

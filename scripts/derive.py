@@ -34,7 +34,7 @@ from supernet_scripts.common import (
     make_space,
     measure_run,
     run_config,
-    set_num_threads,
+    set_up_cpu,
 )
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def bracket_budgets(arguments: list[str]) -> list[str]:
 def _main(cfg: DictConfig) -> None:
     run = Path(cfg.run)
     run_cfg = run_config(run)
-    set_num_threads(run_cfg.num_threads)
+    set_up_cpu(run_cfg)
     folder = run if cfg.output is None else Path(cfg.output)
     data: Data = instantiate(run_cfg.data)
     space = make_space(run_cfg, data)

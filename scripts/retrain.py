@@ -37,7 +37,7 @@ from supernet_scripts.common import (
     open_run,
     plain,
     run_config,
-    set_num_threads,
+    set_up_cpu,
 )
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
         run: folder of the search.
         folder: for the results, one folder in it a network.
     """
-    set_num_threads(cfg.num_threads)
+    set_up_cpu(cfg)
     accelerator = make_accelerator(cfg.precision, cfg.device)
     data: Data = instantiate(run_cfg.data)
     derived = Architecture.load(cfg.get("architecture") or run / "architecture.json")

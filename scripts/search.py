@@ -36,7 +36,7 @@ from supernet_scripts.common import (
     needs_table,
     open_run,
     plain,
-    set_num_threads,
+    set_up_cpu,
     validate_if_new,
     warn_unvalidated,
 )
@@ -72,7 +72,7 @@ def run_search(cfg: DictConfig) -> float:
 
 def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     set_seed(cfg.seed)
-    set_num_threads(cfg.num_threads)
+    set_up_cpu(cfg)
     data = instantiate(cfg.data)
     space = make_space(cfg, data)
     objective = make_objective(cfg)
