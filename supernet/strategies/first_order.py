@@ -10,7 +10,7 @@ import torch
 from timm.scheduler import create_scheduler_v2
 from torch.nn.functional import cross_entropy
 
-from supernet.answer import Answer, BestRanked, MostProbable
+from supernet.answer import LEAST_USE, Answer, BestRanked, MostProbable
 from supernet.engine import Diverged, average_gradients, frozen
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
@@ -87,7 +87,9 @@ class FirstOrder(Strategy):
             return BestRanked(space, state["ranked"], problem.limits)
         logits = {name: state["logits"][f"logits.{name}"].detach() for name in space.by_name}
         scores = problem.relaxation.scores(logits)
-        priced = state["objective"].get("multiplier", 0.0) > 0
+        # A learned multiplier comes and goes by little where the expectation stays at the budget.
+        learned = {"multiplier": 0.0, "share": 0.0, **state["objective"]}
+        priced = learned["multiplier"] > 0 or learned["share"] >= LEAST_USE
         return MostProbable(space, scores, problem.cost, problem.limits, priced)
 
     def train(self, state: SearchState, run: Run) -> None:
