@@ -53,7 +53,8 @@ class MostProbable(Answer):
         scores: by choice, as `Relaxation.scores` gives them.
         cost: that the budget is of.
         limits: on further costs.
-        priced: the scores were learned under a budget whose multiplier was above zero at the end.
+        priced: the scores were learned under a budget that was still active at the end: its
+            multiplier was above zero, or the expected cost was at it.
     """
 
     def __init__(

@@ -271,7 +271,7 @@ class Budget(Objective):
                 "network)"
             )
         self.ascent = ascent
-        self._multiplier = 0.0
+        self._multiplier, self._share = 0.0, 0.0
         self._multipliers: dict[str, float] = {}
 
     @property
@@ -295,16 +295,21 @@ class Budget(Objective):
     def update(self, cost: float, limited: Mapping[str, float] = _NONE) -> None:
         assert self.budget is not None
         rate = self.ascent / self.num_steps
-        self._multiplier = max(0.0, self._multiplier + rate * (cost / self.budget - 1))
+        self._share = cost / self.budget
+        self._multiplier = max(0.0, self._multiplier + rate * (self._share - 1))
         for name, value in limited.items():
             moved = self._multipliers.get(name, 0.0) + rate * (value / self.limits[name] - 1)
             self._multipliers[name] = max(0.0, moved)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"multiplier": self._multiplier, "multipliers": dict(self._multipliers)}
+        return {
+            "multiplier": self._multiplier,
+            "multipliers": dict(self._multipliers),
+            "share": self._share,  # of the budget, expected at the last step
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._multiplier = float(state["multiplier"])
+        self._multiplier, self._share = float(state["multiplier"]), float(state["share"])
         self._multipliers = dict(state["multipliers"])
 
 

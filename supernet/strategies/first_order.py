@@ -11,7 +11,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from supernet.answer import Answer, BestRanked, FirstThat, MostProbable
+from supernet.answer import LEAST_USE, Answer, BestRanked, FirstThat, MostProbable
 from supernet.engine import Diverged, at_least_float, average_gradients, frozen
 from supernet.mixed_ops.base import Sample
 from supernet.strategies.base import Problem, Run, Strategy
@@ -94,7 +94,9 @@ class FirstOrder(Strategy):
             return BestRanked(space, state["ranked"], problem.limits)
         logits = {name: state["logits"][f"logits.{name}"].detach() for name in space.by_name}
         scores = problem.relaxation.scores(logits)
-        priced = state["objective"].get("multiplier", 0.0) > 0
+        # A learned multiplier comes and goes by little where the expectation stays at the budget.
+        learned = {"multiplier": 0.0, "share": 0.0, **state["objective"]}
+        priced = learned["multiplier"] > 0 or learned["share"] >= LEAST_USE
         probable = MostProbable(space, scores, problem.cost, problem.limits, priced)
         if not state["ranked"]:
             return probable

@@ -219,17 +219,21 @@ def test_learning_rate_follows_the_cosine(make_problem, make_strategy, make_run)
     assert rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("multiplier", [None, 0.0, 0.3])
+@pytest.mark.parametrize(
+    "learned,priced",
+    [({}, False), ({"multiplier": 0.0, "share": 0.9}, False), ({"multiplier": 0.3}, True),
+     ({"multiplier": 0.0, "share": 0.99}, True)],
+)  # fmt: skip
 def test_the_answer_knows_whether_the_budget_had_a_price(
-    multiplier: float | None, make_problem, make_strategy, make_run
+    learned: dict[str, float], priced: bool, make_problem, make_strategy, make_run
 ) -> None:
     problem, strategy = make_problem(Softmax()), make_strategy()
     strategy.search(problem, make_run())
     state = make_run(resume=True).load()
     assert state is not None
-    objective = {} if multiplier is None else {"multiplier": multiplier}
-    answer = strategy.answer(problem, {**state, "objective": objective})
-    assert answer.priced == bool(multiplier)
+    assert state["objective"] == problem.objective.state_dict()
+    answer = strategy.answer(problem, {**state, "objective": learned})
+    assert answer.priced == priced
 
 
 class Killed(Exception):
