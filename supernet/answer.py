@@ -15,8 +15,8 @@ from supernet.derive import Infeasible, derive
 from supernet.limits import Limit, Membership
 from supernet.space import SearchSpace
 
-LEAST_USE = 0.985
-GAP = 1e-4  # of a search within so narrow a range
+LEAST_USE = 0.985  # share of a priced budget
+GAP = 1e-4  # of the integer program that looks between the two
 
 
 class Answer(ABC):

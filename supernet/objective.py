@@ -271,7 +271,7 @@ class Budget(Objective):
                 "network)"
             )
         self.ascent = ascent
-        self._multiplier, self._share = 0.0, 0.0
+        self._multiplier, self._used = 0.0, 0.0
         self._multipliers: dict[str, float] = {}
 
     @property
@@ -295,8 +295,8 @@ class Budget(Objective):
     def update(self, cost: float, limited: Mapping[str, float] = _NONE) -> None:
         assert self.budget is not None
         rate = self.ascent / self.num_steps
-        self._share = cost / self.budget
-        self._multiplier = max(0.0, self._multiplier + rate * (self._share - 1))
+        self._used = cost / self.budget
+        self._multiplier = max(0.0, self._multiplier + rate * (self._used - 1))
         for name, value in limited.items():
             moved = self._multipliers.get(name, 0.0) + rate * (value / self.limits[name] - 1)
             self._multipliers[name] = max(0.0, moved)
@@ -305,11 +305,11 @@ class Budget(Objective):
         return {
             "multiplier": self._multiplier,
             "multipliers": dict(self._multipliers),
-            "share": self._share,  # of the budget, expected at the last step
+            "used": self._used,  # share of the budget, as expected at the last step
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._multiplier, self._share = float(state["multiplier"]), float(state["share"])
+        self._multiplier, self._used = float(state["multiplier"]), float(state["used"])
         self._multipliers = dict(state["multipliers"])
 
 

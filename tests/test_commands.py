@@ -193,8 +193,9 @@ def test_methods_run_through(
     commands.succeed("search", *tiny, given, *settings, "run_dir=run", cwd=tmp_path, report=False)
     result = read(tmp_path / "run" / "result.json")
     low, high = result["reachable"]
-    assert low <= result["predicted"] <= high
-    assert result["budget"] is None or result["predicted"] <= result["budget"]
+    same = 1 + 1e-9  # sums in another order
+    assert low / same <= result["predicted"] <= high * same
+    assert result["budget"] is None or result["predicted"] <= result["budget"] * same
     commands.succeed("derive", "run=run", "output=again", cwd=tmp_path)
     again = Architecture.load(tmp_path / "again" / "architecture.json")
     assert dict(again) == result["architecture"]

@@ -95,8 +95,8 @@ class FirstOrder(Strategy):
         logits = {name: state["logits"][f"logits.{name}"].detach() for name in space.by_name}
         scores = problem.relaxation.scores(logits)
         # A learned multiplier comes and goes by little where the expectation stays at the budget.
-        learned = {"multiplier": 0.0, "share": 0.0, **state["objective"]}
-        priced = learned["multiplier"] > 0 or learned["share"] >= LEAST_USE
+        learned = {"multiplier": 0.0, "used": 0.0, **state["objective"]}
+        priced = learned["multiplier"] > 0 or learned["used"] >= LEAST_USE
         probable = MostProbable(space, scores, problem.cost, problem.limits, priced)
         if not state["ranked"]:
             return probable

@@ -137,6 +137,19 @@ def test_a_budget_that_had_a_price_is_used_though_the_wanted_network_is_far_belo
         assert used <= 1 and answer.binds(budget) == priced
 
 
+def test_a_wanted_network_that_leaves_room_ends_it_only_where_the_budget_does_not_bind() -> None:
+    """It is predicted to use the budget; the device takes 10% less."""
+    cost = make_cost()
+    cheap = {name: -vector for name, vector in cost.per_option.items()}
+    budget = 1.005 * reachable(SPACE, cost)[0]
+    for priced in (False, True):
+        answer = MostProbable(SPACE, cheap, cost, priced=priced)
+        met, measured = meet_on(lambda a: 0.9 * cost.of(a), cost, budget, answer)
+        assert measured[0] == answer.best(None) and (len(measured) > 1) == priced
+        used = met.best.measured.median_ms / budget
+        assert (used >= 1 - TOLERANCE) == priced and used <= 1
+
+
 def test_the_slowest_wanted_network_that_misses_is_given_up() -> None:
     cost = make_cost()
     answer = greedy_for_time(cost)

@@ -72,7 +72,7 @@ def test_budget_is_an_augmented_lagrangian() -> None:
     objective.prepare(RANGE, "ms")
     assert value(objective, 1.5, 4.0) == pytest.approx(1.5)  # met, and nothing learned yet
     assert value(objective, 1.5, 7.0) == pytest.approx(1.5 + 0.5 * 0.4**2)
-    objective.load_state_dict({"multiplier": 0.8, "multipliers": {}, "share": 0.0})
+    objective.load_state_dict({"multiplier": 0.8, "multipliers": {}, "used": 0.0})
     cost = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
     objective.loss(torch.tensor(1.5), cost).backward()
     assert cost.grad is not None
@@ -89,7 +89,7 @@ def test_multiplier_rises_above_the_budget_and_falls_to_zero_below() -> None:
     assert objective.multiplier == 0.0
     objective.update(10.0)
     assert objective.state_dict() == {
-        "multiplier": pytest.approx(0.1), "multipliers": {}, "share": pytest.approx(2.0),
+        "multiplier": pytest.approx(0.1), "multipliers": {}, "used": pytest.approx(2.0),
     }  # fmt: skip
 
 

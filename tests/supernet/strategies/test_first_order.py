@@ -221,8 +221,8 @@ def test_learning_rate_follows_the_cosine(make_problem, make_strategy, make_run)
 
 @pytest.mark.parametrize(
     "learned,priced",
-    [({}, False), ({"multiplier": 0.0, "share": 0.9}, False), ({"multiplier": 0.3}, True),
-     ({"multiplier": 0.0, "share": 0.99}, True)],
+    [({}, False), ({"multiplier": 0.0, "used": 0.9}, False), ({"multiplier": 0.3}, True),
+     ({"multiplier": 0.0, "used": 0.99}, True)],
 )  # fmt: skip
 def test_the_answer_knows_whether_the_budget_had_a_price(
     learned: dict[str, float], priced: bool, make_problem, make_strategy, make_run
