@@ -40,6 +40,7 @@ TINY = [
     "latency.rounds=1",
     "latency.burst_ms=0.1",
     "bn_batches=1",
+    "measure=false",  # the budget then holds for the prediction
     "device=cpu",
 ]
 
@@ -118,6 +119,6 @@ def test_search_of_the_example(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     result = json.loads((tmp_path / "mine" / "result.json").read_text())
-    assert result["predicted"] <= result["budget"]
+    assert result["predicted"] <= result["budget"] * (1 + 1e-9)  # a sum in another order
     assert set(result["architecture"].values()) <= {"conv", "dilated", "skip"}
     assert (tmp_path / "mine" / "report.html").is_file()

@@ -56,7 +56,7 @@ def test_jobs_of_a_launcher_share_one_table(
     assert tables[0] == tables[1]
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
-        assert result["predicted"] <= result["budget"]
+        assert result["predicted"] <= result["budget"] * (1 + 1e-9)  # a sum in another order
         assert (folder / "report.html").is_file()
     first, second = ((folder / "metrics.jsonl").read_text() for folder in folders)
     assert first != second
