@@ -119,18 +119,17 @@ class BestRanked(Answer):
         return architecture not in but and all(limit.holds(architecture) for limit in self.limits)
 
 
-class FirstThat(Answer):
-    """Of several answers the first that has one.
+class Refined(Answer):
+    """Of a search with logits whose most probable architecture was refined for one budget: the
+    best refined one, or the most probable one where none is within another budget."""
 
-    A search with finals has trained networks for its own budget; for another one there may be none
-    among them.
-    """
-
-    def __init__(self, answers: Sequence[Answer]) -> None:
-        self.answers = answers
+    def __init__(self, refined: BestRanked, probable: MostProbable) -> None:
+        self.refined, self.probable = refined, probable
 
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
-        for answer in self.answers[:-1]:
-            with suppress(Infeasible):
-                return answer.best(budget, but)
-        return self.answers[-1].best(budget, but)
+        with suppress(Infeasible):
+            return self.refined.best(budget, but)
+        return self.probable.best(budget, but)
+
+    def binds(self, budget: float | None) -> bool:
+        return self.probable.binds(budget)

@@ -242,6 +242,26 @@ class SearchSpace(ABC):
     def by_name(self) -> dict[str, Choice]:
         return {choice.name: choice for choice in self.choices}
 
+    def with_settings(self, changes: Mapping[str, Any]) -> SearchSpace:
+        """The same space in other settings, such as its number of cells; the same choices, and the
+        same of them excluded.
+
+        Raises:
+            ValueError: an unknown setting, or other choices.
+        """
+        settings = json.loads(self.settings)
+        if unknown := sorted({*changes} - {*settings}):
+            raise ValueError(
+                f"{self.id} has no setting {', '.join(map(repr, unknown))}; "
+                f"valid: {', '.join(settings)}"
+            )
+        other = type(self)(**{**settings, **changes})
+        if other.choices != self.choices:
+            differ = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+            raise ValueError(f"{self.id} has other choices with {differ}")
+        other.excluded = self.excluded
+        return other
+
     @staticmethod
     def of(architecture: Architecture) -> SearchSpace:
         """Rebuild the space an architecture belongs to, and check the architecture against it.

@@ -1,6 +1,11 @@
-"""An architecture's accuracy after a short training of its own."""
+"""What a short training of its own tells of an architecture."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from supernet.choice import Architecture
 from supernet.data import Loader, Split, Stream
@@ -20,14 +25,22 @@ class ShortTraining:
         recipe: how they are trained; its schedule spans the training, however short (`epochs` is
             that of the schedule's own unit, 1 for a schedule of steps alone).
         num_images: of the architecture half that judge, in each process; all where it is smaller.
+        settings: of the space in which the trained networks differ from the search's.
     """
 
-    def __init__(self, problem: Problem, recipe: Recipe, num_images: int) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        num_images: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.problem, self.recipe = problem, recipe
+        self.space = problem.space.with_settings(settings or {})
         self.train_half, arch_half = problem.data.search_splits(problem.seed)
         # In an order of its own: the half itself may be sorted by class.
         loader = self._loader(arch_half, augment=False)
-        batches = min(len(loader), max(1, num_images // recipe.batch_size))
+        batches = min(len(loader), math.ceil(num_images / recipe.batch_size))
         self.judges = [loader.batch(0, index) for index in range(batches)]
 
     def _loader(self, half: Split, augment: bool) -> Loader:
@@ -49,17 +62,36 @@ class ShortTraining:
         Raises:
             Diverged: the loss is not finite.
         """
+        with self._trained(architecture, steps) as learner:
+            learner.average_buffers()
+            judges = ((x.to(memory_format=self.recipe.memory_format), y) for x, y in self.judges)
+            return evaluate(learner.network, judges, self.problem.accelerator)
+
+    def train_loss(self, architecture: Architecture, steps: int) -> float:
+        """Mean loss of the training itself over the second half of its steps: how fast it learns
+        (Ru et al. 2021, section 2).
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        with self._trained(architecture, steps) as learner:
+            return learner.meter.read(self.problem.accelerator)[0]
+
+    @contextmanager
+    def _trained(self, architecture: Architecture, steps: int) -> Iterator[Learner]:
         problem = self.problem
         with seeded(problem.seed):
-            network = problem.space.build_network(architecture, problem.data.info.num_classes)
+            network = self.space.build_network(
+                self.space.architecture(dict(architecture)), problem.data.info.num_classes
+            )
         stream = Stream(self._loader(self.train_half, augment=True))
         learner = Learner(network, self.recipe, steps, problem.accelerator, problem.seed)
         try:
             network.train()
-            for _ in range(steps):
+            for step in range(steps):
+                if step == steps // 2:
+                    learner.meter.sums.zero_()
                 learner.take_step(*stream.next())
-            learner.average_buffers()
-            judges = ((x.to(memory_format=self.recipe.memory_format), y) for x, y in self.judges)
-            return evaluate(network, judges, problem.accelerator)
+            yield learner
         finally:
             problem.accelerator.free_memory()  # else it keeps this network while others train

@@ -11,13 +11,13 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from supernet.answer import LEAST_USE, Answer, BestRanked, FirstThat, MostProbable
+from supernet.answer import LEAST_USE, Answer, BestRanked, MostProbable, Refined
 from supernet.engine import Diverged, at_least_float, average_gradients, frozen
 from supernet.mixed_ops.base import Sample
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
-from supernet.strategies.finals import Finals, standings
 from supernet.strategies.ranking import Ranking
+from supernet.strategies.refinement import Refinement
 from supernet.strategies.state import SearchState
 
 
@@ -37,7 +37,7 @@ class FirstOrder(Strategy):
         init_std: standard deviation of the normal the logits start from.
         channels_last: memory format of the supernet and its inputs.
         ranking: how a relaxation without logits chooses.
-        finals: how one with logits chooses among what it passed through; None takes where it ends.
+        refinement: of what the logits stand for in the end; None takes it as it is.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FirstOrder(Strategy):
         init_std: float,
         channels_last: bool,
         ranking: Ranking,
-        finals: Finals | None = None,
+        refinement: Refinement | None = None,
     ) -> None:
         if not 0 <= warmup_epochs < epochs:
             raise ValueError(
@@ -68,7 +68,7 @@ class FirstOrder(Strategy):
         self.weight_optimizer, self.arch_optimizer = dict(weight_optimizer), dict(arch_optimizer)
         self.scheduler = dict(scheduler)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.ranking, self.finals = ranking, finals
+        self.ranking, self.refinement = ranking, refinement
 
     def search(self, problem: Problem, run: Run) -> Answer:
         state = SearchState(
@@ -84,23 +84,28 @@ class FirstOrder(Strategy):
         self.train(state, run)
         if not problem.relaxation.has_logits:
             self.ranking.rank(state, run)
-        elif self.finals is not None:
-            self.finals.hold(state, run)
+        elif self.refinement is not None:
+            start = self._probable(problem, state.state_dict()).best(problem.objective.budget)
+            self.refinement.refine(state, run, start)
         return self.answer(problem, state.state_dict())
 
     def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
-        space = problem.space
         if not problem.relaxation.has_logits:
-            return BestRanked(space, state["ranked"], problem.limits)
-        logits = {name: state["logits"][f"logits.{name}"].detach() for name in space.by_name}
+            return BestRanked(problem.space, state["ranked"], problem.limits)
+        probable = self._probable(problem, state)
+        if self.refinement is None or not state["ranked"]:
+            return probable
+        leaders = self.refinement.leaders(state["ranked"])
+        return Refined(BestRanked(problem.space, leaders, problem.limits), probable)
+
+    def _probable(self, problem: Problem, state: Mapping[str, Any]) -> MostProbable:
+        names = problem.space.by_name
+        logits = {name: state["logits"][f"logits.{name}"].detach() for name in names}
         scores = problem.relaxation.scores(logits)
         # A learned multiplier comes and goes by little where the expectation stays at the budget.
         learned = {"multiplier": 0.0, "used": 0.0, **state["objective"]}
         priced = learned["multiplier"] > 0 or learned["used"] >= LEAST_USE
-        probable = MostProbable(space, scores, problem.cost, problem.limits, priced)
-        if not state["ranked"]:
-            return probable
-        return FirstThat([BestRanked(space, standings(state["ranked"]), problem.limits), probable])
+        return MostProbable(problem.space, scores, problem.cost, problem.limits, priced)
 
     def train(self, state: SearchState, run: Run) -> None:
         """Run from the present step to the last; a log line and a checkpoint an epoch."""
@@ -127,9 +132,6 @@ class FirstOrder(Strategy):
                     state.step += 1
                     if searching and state.logits_optimizer and state.step % self.arch_every == 0:
                         self.architecture_step(state, progress)
-                        if self.finals is not None:
-                            last = state.step + self.arch_every > self.epochs * num_steps
-                            self.finals.look(state, state.step // self.arch_every, last)
                     bar.update()
                     if state.step % run.checkpoint_every == 0 and state.step < end:
                         run.save(state.state_dict())

@@ -9,7 +9,7 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from supernet.checkpoint import rng_state, set_rng_state
-from supernet.choice import Architecture, ArchitectureParameters
+from supernet.choice import ArchitectureParameters
 from supernet.data import Loader, Stream
 from supernet.engine import Meter, check_optimizers
 from supernet.strategies.base import Problem
@@ -28,8 +28,8 @@ class SearchState:
         wrapped: the supernet as the weight steps call it (DDP with several processes).
         logits_optimizer: None for a relaxation without logits.
         step: weight steps done.
-        ranked: architectures ranked so far, for a relaxation without logits or in finals.
-        visited: architectures that were derived on the way, with how often, for finals.
+        ranked: architectures ranked so far, for a relaxation without logits or in a
+            refinement.
     """
 
     def __init__(
@@ -75,7 +75,6 @@ class SearchState:
         self.weight_meter, self.arch_meter = Meter(accelerator.device), Meter(accelerator.device)
         self.step = 0
         self.ranked: list[dict[str, Any]] = []
-        self.visited: dict[Architecture, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -92,7 +91,6 @@ class SearchState:
             "generator": self.generator.get_state(),
             "rng": rng_state(),
             "ranked": self.ranked,
-            "visited": [[dict(found), count] for found, count in self.visited.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -112,8 +110,6 @@ class SearchState:
                 getattr(self, name).load_state_dict(state[name])
             self.generator.set_state(state["generator"])
             self.ranked = list(state["ranked"])
-            space = self.problem.space
-            self.visited = {space.architecture(found): n for found, n in state["visited"]}
             self.step = state["step"]
             set_rng_state(state["rng"])
         except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latency.model import AdditiveCost
-from supernet.answer import LEAST_USE, BestRanked, FirstThat, MostProbable
+from supernet.answer import LEAST_USE, BestRanked, MostProbable, Refined
 from supernet.choice import Architecture
 from supernet.derive import Infeasible
 from supernet.spaces.mbconv import MBConv
@@ -124,15 +124,17 @@ def test_the_first_ranked_one_within_the_budget() -> None:
             answer.best(0.5)
 
 
-def test_where_the_first_answer_has_none_the_next_one_has() -> None:
+@pytest.mark.parametrize("priced", [False, True])
+def test_where_no_refined_one_is_within_a_budget_the_most_probable_one_is(priced: bool) -> None:
     scores, cost = draw(0)
-    probable = MostProbable(SPACE, scores, cost)
-    ranked = BestRanked(SPACE, [record(0, cost=5.0, value=10.0), record(1, cost=3.0, value=20.0)])
-    answer = FirstThat([ranked, probable])
+    probable = MostProbable(SPACE, scores, cost, priced=priced)
+    refined = BestRanked(SPACE, [record(0, cost=5.0, value=10.0), record(1, cost=3.0, value=20.0)])
+    answer = Refined(refined, probable)
     for budget in (None, 5.0, 4.0, 3.0):
-        assert answer.best(budget) == ranked.best(budget)
+        assert answer.best(budget) == refined.best(budget)
+        assert answer.binds(budget) == probable.binds(budget)
     assert answer.best(2.9) == probable.best(2.9)
-    assert answer.best(4.0, but=[ranked.best(4.0)]) == probable.best(4.0, but=[ranked.best(4.0)])
-    assert answer.binds(4.0) and not answer.binds(5.0) and not answer.binds(None)
+    but = [refined.best(4.0)]
+    assert answer.best(4.0, but) == probable.best(4.0, but)
     with pytest.raises(Infeasible, match="the reachable range is"):
         answer.best(0.1)

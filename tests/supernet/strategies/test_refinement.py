@@ -1,0 +1,264 @@
+"""The refinement's rule on made-up losses, and the short trainings behind it on real ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from supernet.choice import Architecture
+from supernet.data import Loader
+from supernet.engine import Diverged
+from supernet.estimators.short_training import ShortTraining
+from supernet.learner import Learner
+from supernet.mixed_ops.softmax import Softmax
+from supernet.recipe import Recipe
+from supernet.spaces.nasbench201 import NasBench201
+from supernet.strategies.first_order import FirstOrder
+from supernet.strategies.refinement import Refinement, one_change
+from supernet.strategies.state import SearchState
+from supernet.tracking import read_journal
+
+RECIPE = Recipe(
+    epochs=1, batch_size=10, optimizer={"opt": "sgd", "lr": 0.1, "momentum": 0.9},
+    scheduler={"sched": "cosine", "step_on_epochs": False, "min_lr": 0.0},
+)  # fmt: skip
+
+
+def make_refinement(**changes: Any) -> Refinement:
+    settings: dict[str, Any] = {
+        "moves": 3, "num_neighbours": 100, "steps": 3, "margin": 0.1, "recipe": RECIPE,
+    }  # fmt: skip
+    return Refinement(**{**settings, **changes})
+
+
+class Judge:
+    """Stands for `ShortTraining`: the loss is a function of the architecture."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loss: Any) -> None:
+        self.asked: list[Architecture] = []
+        self.fail_at: int | None = None
+
+        def train_loss(_: Any, architecture: Architecture, steps: int) -> float:
+            if len(self.asked) == self.fail_at:
+                raise KeyboardInterrupt
+            self.asked.append(architecture)
+            return float(loss(architecture))
+
+        monkeypatch.setattr(ShortTraining, "train_loss", train_loss)
+
+
+@pytest.fixture
+def state(make_problem: Any) -> SearchState:
+    """Two choices, of two and of three options; the logits like early options best."""
+    sgd, adam = {"opt": "sgd", "lr": 0.1}, {"opt": "adam", "lr": 0.1}
+    problem = make_problem(Softmax(), share=1.0)
+    state = SearchState(problem, 10, sgd, adam, 0.0, torch.contiguous_format)
+    with torch.no_grad():
+        for vector in state.parameters.parameters():
+            vector.copy_(-torch.arange(len(vector), dtype=torch.float32))
+    return state
+
+
+def architecture(state: SearchState, first: int, second: int) -> Architecture:
+    choices = state.problem.space.choices
+    assert [len(choice.options) for choice in choices] == [2, 3]
+    places = zip(choices, (first, second), strict=True)
+    return state.problem.space.architecture({c.name: c.options[i] for c, i in places})
+
+
+def answer(state: SearchState, refinement: Refinement) -> Architecture:
+    leader = refinement.leaders(state.ranked)[0]
+    return state.problem.space.architecture(leader["architecture"])
+
+
+def test_the_lead_goes_to_the_best_neighbour_while_it_gains_enough(
+    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From (0, 0) the best neighbour is (0, 1), from there (1, 1), whose neighbours gain less than
+    the margin. Nothing is trained twice, and what the logits like best comes first."""
+    at = {
+        architecture(state, *place): loss
+        for place, loss in {
+            (0, 0): 2.0, (1, 0): 1.9, (0, 1): 1.7, (0, 2): 1.8, (1, 1): 1.5, (1, 2): 1.4,
+        }.items()
+    }  # fmt: skip
+    judge, run, refinement = Judge(monkeypatch, at.__getitem__), make_run(), make_refinement()
+    refinement.refine(state, run, architecture(state, 0, 0))
+    asked = [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
+    assert judge.asked == [architecture(state, *place) for place in asked]
+    assert [r["move"] for r in state.ranked] == [0, 1, 1, 1, 2, 3]
+    assert read_journal(run.folder / "metrics.jsonl") == state.ranked
+    assert answer(state, refinement) == architecture(state, 1, 1)  # 1.4 gains 6.7% only
+    leaders = refinement.leaders(state.ranked)
+    assert [(r["loss"], r["rank_value"]) for r in leaders] == [(1.5, 0), (1.7, 1), (2.0, 2)]
+    assert answer(state, make_refinement(margin=0.06)) == architecture(state, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "changes,num_trained,lead",
+    [
+        ({"margin": 0.2}, 4, (0, 0)),
+        ({"moves": 1}, 4, (0, 1)),
+        ({"num_neighbours": 1}, 2, (0, 0)),
+        ({"num_neighbours": 2}, 4, (0, 1)),
+    ],
+)
+def test_it_ends_where_nothing_gains_or_all_moves_are_made(
+    changes: dict[str, Any], num_trained: int, lead: tuple[int, int],
+    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    at = {(0, 0): 2.0, (1, 0): 1.9, (0, 1): 1.7, (0, 2): 1.8, (1, 1): 1.69, (1, 2): 9.0}
+    losses = {architecture(state, *place): loss for place, loss in at.items()}
+    judge, refinement = Judge(monkeypatch, losses.__getitem__), make_refinement(**changes)
+    refinement.refine(state, make_run(), architecture(state, 0, 0))
+    assert len(judge.asked) == num_trained
+    assert answer(state, refinement) == architecture(state, *lead)
+
+
+def test_neighbours_are_within_budget_and_limits(
+    make_problem: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sgd, adam = {"opt": "sgd", "lr": 0.1}, {"opt": "adam", "lr": 0.1}
+    problem = make_problem(Softmax(), share=0.99)
+    state = SearchState(problem, 10, sgd, adam, 0.0, torch.contiguous_format)
+    judge = Judge(monkeypatch, lambda found: -problem.cost.of(found))
+    start = problem.derive(problem.relaxation.scores(state.parameters()))
+    make_refinement(margin=0.0).refine(state, make_run(), start)
+    costs = [problem.cost.of(found) for found in judge.asked]
+    assert len(costs) > 1 and max(costs) <= problem.objective.budget
+    everything = [
+        problem.cost.of(x) for found in judge.asked for x in one_change(problem.space, found)
+    ]
+    assert max(everything) > problem.objective.budget
+
+
+def test_one_change_is_every_valid_neighbour() -> None:
+    space = NasBench201(in_chans=1, img_size=8, widths=[4], num_cells=1)
+    cell = space.architecture(dict.fromkeys(space.by_name, "nor_conv_3x3"))
+    around = list(one_change(space, cell))
+    assert len(set(around)) == 24
+    assert all(sum(a != b for a, b in zip(cell, x, strict=True)) == 1 for x in around)
+    path = {"edge_0_3": "skip_connect"}  # the only way through
+    lone = space.architecture({**dict.fromkeys(space.by_name, "none"), **path})
+    assert len(list(one_change(space, lone))) == 5 * 4 + 3
+    space.exclude(["*=avg_pool_3x3"])
+    assert len(list(one_change(space, cell))) == 18
+
+
+def test_one_that_diverges_does_not_lead(
+    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    start = architecture(state, 0, 0)
+
+    def train_loss(_: Any, found: Architecture, steps: int) -> float:
+        if found != start:
+            raise Diverged("the training loss is nan")
+        return 1.0
+
+    monkeypatch.setattr(ShortTraining, "train_loss", train_loss)
+    refinement = make_refinement()
+    refinement.refine(state, make_run(), start)
+    assert answer(state, refinement) == start and "a neighbour is out" in caplog.text
+    assert all(math.isfinite(record["loss"]) for record in state.ranked)
+
+
+@pytest.mark.parametrize("fail_at", [0, 2, 5])
+def test_an_interrupted_refinement_goes_on(
+    fail_at: int, make_problem, make_run, make_strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(monkeypatch, lambda found: 1 + hash(str(found)) % 89)
+
+    def search(run: Any) -> tuple[Any, str]:
+        strategy = make_strategy(cls=FirstOrder, refinement=make_refinement(margin=0.0))
+        answer = strategy.search(make_problem(Softmax(), share=1.0), run)
+        return answer.best(None), (run.folder / "metrics.jsonl").read_text()
+
+    whole = search(make_run("whole"))
+    asked = list(judge.asked)
+    fail_at = min(fail_at, len(asked) - 1)
+    judge.asked.clear()
+    judge.fail_at = fail_at
+    with pytest.raises(KeyboardInterrupt):
+        search(make_run("cut"))
+    judge.fail_at = None
+    assert search(make_run("cut", resume=True)) == whole
+    assert judge.asked == asked
+    assert search(make_run("cut", resume=True)) == whole
+    assert judge.asked == asked
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"moves": 0}, "refinement.moves must be 1 or more; got 0"),
+        ({"num_neighbours": 0}, "refinement.num_neighbours must be 1 or more; got 0"),
+        ({"steps": 0}, "refinement.steps must be 1 or more; got 0"),
+        ({"margin": 1.0}, "refinement.margin must be from 0 to below 1; got 1.0"),
+        ({"margin": -0.1}, "refinement.margin must be from 0 to below 1; got -0.1"),
+    ],
+)
+def test_bad_numbers_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_refinement(**changes)
+
+
+# ---- the short training itself
+
+
+def test_short_trainings_are_repeatable_and_longer_ones_are_better(make_problem: Any) -> None:
+    problem = make_problem(Softmax())
+    drawn = problem.space.sample(torch.Generator().manual_seed(1))
+    judge = ShortTraining(problem, RECIPE, num_images=60)
+    assert sum(len(labels) for _, labels in judge.judges) == 60
+    first = judge.accuracy(drawn, 2), judge.train_loss(drawn, 2)
+    torch.manual_seed(77)
+    again = ShortTraining(problem, RECIPE, num_images=60)
+    assert (again.accuracy(drawn, 2), again.train_loss(drawn, 2)) == first
+    assert judge.accuracy(drawn, 60)[1] < 0.9 * first[0][1]
+    assert judge.train_loss(drawn, 60) < 0.9 * first[1]
+
+
+def test_the_training_loss_is_that_of_the_second_half(
+    make_problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = list[float]()
+    take_step = Learner.take_step
+
+    def noted(self: Learner, images: torch.Tensor, labels: torch.Tensor) -> None:
+        before = self.meter.sums[0].item()
+        take_step(self, images, labels)
+        losses.append((self.meter.sums[0].item() - before) / len(labels))
+
+    monkeypatch.setattr(Learner, "take_step", noted)
+    problem = make_problem(Softmax())
+    drawn = problem.space.sample(torch.Generator().manual_seed(1))
+    found = ShortTraining(problem, RECIPE, num_images=10).train_loss(drawn, 5)
+    assert len(losses) == 5 and found == pytest.approx(sum(losses[2:]) / 3)
+
+
+def test_networks_are_trained_in_other_settings(make_problem: Any) -> None:
+    problem = make_problem(Softmax())
+    problem.space = NasBench201(in_chans=1, img_size=8, widths=[4], num_cells=1)
+    cell = problem.space.sample(torch.Generator().manual_seed(1))
+    deep = ShortTraining(problem, RECIPE, 10, {"num_cells": 3})
+    assert deep.space.num_cells == 3
+    assert math.isfinite(deep.train_loss(cell, 2))
+    with pytest.raises(ValueError, match="has no setting 'cells'; valid: .*num_cells"):
+        ShortTraining(problem, RECIPE, 10, {"cells": 3})
+
+
+def test_a_short_training_sees_the_weight_half_and_is_judged_on_the_other(
+    make_problem: Any,
+) -> None:
+    problem = make_problem(Softmax())
+    weight_half, arch_half = problem.data.search_splits(problem.seed)
+    judge = ShortTraining(problem, RECIPE, num_images=10**6)
+    assert sum(len(labels) for _, labels in judge.judges) == len(arch_half)
+    assert judge.train_half.indices.tolist() == weight_half.indices.tolist()
+    shown = torch.cat([images for images, _ in judge.judges])
+    plain = torch.cat([x for x, _ in Loader(arch_half, batch_size=10, seed=0, train=False)])
+    assert torch.equal(shown.sum((1, 2, 3)).sort().values, plain.sum((1, 2, 3)).sort().values)
