@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from supernet.engine import Diverged
 from supernet.files import write_text
 from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp
-from supernet.network import Network
+from supernet.network import Network, inherit_weights
 from supernet.objective import Objective
 from supernet.outcome import OnTarget
 from supernet.space import SearchSpace
@@ -420,6 +420,33 @@ def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
         "resolution": data.info.img_size,
     }
     return Target(**{**own, **wanted})
+
+
+def inherited_network(
+    run_cfg: DictConfig,
+    state: Mapping[str, Any],
+    space: SearchSpace,
+    architecture: Architecture,
+    num_classes: int,
+) -> Network:
+    """The network of an architecture with the shared weights of a search.
+
+    Args:
+        state: of the search, as its checkpoint has it.
+
+    Raises:
+        ValueError: the search has no weights that would fit.
+    """
+    if "supernet" not in state:
+        raise ValueError(
+            "this search trained no shared weights that a network could inherit: retrain with "
+            "init=scratch, or export with weights=FILE of supernet-retrain"
+        )
+    supernet = space.build_supernet(num_classes)
+    supernet.load_state_dict(state["supernet"])
+    network = space.build_network(architecture, num_classes)
+    inherit_weights(supernet, network, dict(architecture))
+    return network
 
 
 def measure_command() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from supernet.derive import check_limits, reachable
 from supernet.engine import make_accelerator
 from supernet.export import export_onnx, export_timm
 from supernet.files import write_json
-from supernet.network import Network, inherit_weights
+from supernet.network import Network
 from supernet.objective import check_reachable
 from supernet.outcome import OnTarget, resolve, summary
 from supernet.report import write_pareto
@@ -30,6 +30,7 @@ from supernet.weights_file import load_network
 from supernet_scripts.common import (
     Measured,
     command,
+    inherited_network,
     make_objective,
     make_space,
     measure_run,
@@ -41,13 +42,18 @@ log = logging.getLogger(__name__)
 
 
 def make_problem(
-    run_cfg: DictConfig, data: Data, space: SearchSpace, measured: Measured, supernet_state: Any
+    run_cfg: DictConfig,
+    data: Data,
+    space: SearchSpace,
+    measured: Measured,
+    state: Mapping[str, Any],
 ) -> Problem:
     """The finished search with its trained supernet."""
     objective, relaxation = make_objective(run_cfg), instantiate(run_cfg.mixed_op)
     cost, limits = measured.cost(space, objective.cost), measured.limits(space, objective)
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
-    supernet.load_state_dict(supernet_state)
+    if "supernet" in state:
+        supernet.load_state_dict(state["supernet"])
     accelerator = make_accelerator(run_cfg.precision, run_cfg.device)
     supernet.to(accelerator.device)
     seed = run_cfg.seed
@@ -93,7 +99,11 @@ def derive_all(
 
 
 def _network(
-    cfg: DictConfig, found: Architecture, num_classes: int, supernet_state: Any
+    cfg: DictConfig,
+    run_cfg: DictConfig,
+    found: Architecture,
+    num_classes: int,
+    state: Mapping[str, Any],
 ) -> Network:
     """With retrained weights where they are given, else with the supernet's."""
     if cfg.weights is not None:
@@ -101,22 +111,22 @@ def _network(
         if Architecture.from_dict(meta["architecture"]) != found:
             raise ValueError(f"{cfg.weights} holds another architecture than the derived one")
         return network
-    space = SearchSpace.of(found)
-    supernet = space.build_supernet(num_classes)
-    supernet.load_state_dict(supernet_state)
-    network = space.build_network(found, num_classes)
-    inherit_weights(supernet, network, dict(found))
-    return network
+    return inherited_network(run_cfg, state, SearchSpace.of(found), found, num_classes)
 
 
 def _write(
-    cfg: DictConfig, found: Architecture, folder: Path, num_classes: int, supernet_state: Any
+    cfg: DictConfig,
+    run_cfg: DictConfig,
+    found: Architecture,
+    folder: Path,
+    num_classes: int,
+    state: Mapping[str, Any],
 ) -> Sequence[Path]:
     """The formats that are asked for."""
     found.save(folder / "architecture.json")
     written = [folder / "architecture.json"]
     if cfg.onnx or cfg.timm:
-        network = _network(cfg, found, num_classes, supernet_state).eval()
+        network = _network(cfg, run_cfg, found, num_classes, state).eval()
         if cfg.onnx:
             written.append(folder / "network.onnx")
             export_onnx(network, written[-1])
@@ -144,14 +154,15 @@ def _main(cfg: DictConfig) -> None:
     state = load_checkpoint(run / "checkpoint" / "search.safetensors")["search"]
     if wanted_budgets(cfg):
         measured = measure_run(run_cfg, run, data, space)
-        problem = make_problem(run_cfg, data, space, measured, state["supernet"])
+        problem = make_problem(run_cfg, data, space, measured, state)
         strategy: Strategy = instantiate(run_cfg.strategy, _convert_="all")
         target = measured.on_target(space, cfg.measure)
         found = derive_all(cfg, problem, strategy.answer(problem, state), target, folder)
     else:
         found = [(Architecture.load(run / "architecture.json"), folder)]
     for architecture, own in found:
-        for path in _write(cfg, architecture, own, data.info.num_classes, state["supernet"]):
+        classes = data.info.num_classes
+        for path in _write(cfg, run_cfg, architecture, own, classes, state):
             print(f"wrote {path}")
 
 
