@@ -57,10 +57,12 @@ class SearchSpace(ABC):
 
     Attributes:
         skip_options: options that compute nothing; their share is logged.
+        none_options: of them, those that carry nothing.
         excluded: (choice, option) pairs that no valid architecture holds.
     """
 
     skip_options: ClassVar[frozenset[str]] = frozenset()
+    none_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,

@@ -115,9 +115,15 @@ class Sample:
 class Relaxation(ABC):
     """How logits become weights. Subclasses are stateless; randomness comes from `generator`,
     a CPU generator that is seeded alike in every process.
+
+    Attributes:
+        has_logits: whether there are logits to train.
+        mixes_all: whether every candidate runs in every step, with weights that are a function of
+            the logits alone.
     """
 
     has_logits: ClassVar[bool] = True
+    mixes_all: ClassVar[bool] = False
 
     def build(self, choice: Choice, candidates: Candidates) -> MixedOp:
         """The module that stands at a searchable position."""

@@ -110,7 +110,7 @@ class NasBench201(SearchSpace):
         num_cells: cells a stage, 5 in the benchmark.
     """
 
-    skip_options = frozenset(OPERATIONS[:2])
+    skip_options, none_options = frozenset(OPERATIONS[:2]), frozenset(OPERATIONS[:1])
 
     def __init__(
         self,

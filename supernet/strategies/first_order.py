@@ -17,6 +17,7 @@ from supernet.mixed_ops.base import Sample
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
 from supernet.strategies.finals import Finals, standings
+from supernet.strategies.monitor import Monitor
 from supernet.strategies.ranking import Ranking
 from supernet.strategies.state import SearchState
 
@@ -38,6 +39,7 @@ class FirstOrder(Strategy):
         channels_last: memory format of the supernet and its inputs.
         ranking: how a relaxation without logits chooses.
         finals: how one with logits chooses among what it passed through; None takes where it ends.
+        monitor: watches one with logits for collapse; None for none.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class FirstOrder(Strategy):
         channels_last: bool,
         ranking: Ranking,
         finals: Finals | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         if not 0 <= warmup_epochs < epochs:
             raise ValueError(
@@ -68,9 +71,11 @@ class FirstOrder(Strategy):
         self.weight_optimizer, self.arch_optimizer = dict(weight_optimizer), dict(arch_optimizer)
         self.scheduler = dict(scheduler)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.ranking, self.finals = ranking, finals
+        self.ranking, self.finals, self.monitor = ranking, finals, monitor
 
     def search(self, problem: Problem, run: Run) -> Answer:
+        if self.monitor is not None:
+            self.monitor.check(problem.relaxation)
         state = SearchState(
             problem,
             self.batch_size,
@@ -116,6 +121,8 @@ class FirstOrder(Strategy):
         log = EpochLog(state, run, self.epochs)
         state.problem.supernet.train()
         for epoch in range(first, self.epochs):
+            if state.monitor.over:
+                break
             scheduler.step(epoch)
             searching = epoch >= self.warmup_epochs
             end = (epoch + 1) * num_steps
@@ -133,7 +140,11 @@ class FirstOrder(Strategy):
                     bar.update()
                     if state.step % run.checkpoint_every == 0 and state.step < end:
                         run.save(state.state_dict())
-            log.end_epoch(epoch, searching)
+            watched = self.monitor if searching and state.logits_optimizer else None
+            more = watched.measure(state, epoch, self.memory_format) if watched else {}
+            record = log.end_epoch(epoch, searching, more)
+            if watched:
+                watched.judge(state, run, record)
             run.save(state.state_dict())
 
     def weight_step(self, state: SearchState, progress: float) -> None:

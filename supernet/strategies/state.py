@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,23 @@ from supernet.choice import Architecture, ArchitectureParameters
 from supernet.data import Loader, Stream
 from supernet.engine import Meter, check_optimizers
 from supernet.strategies.base import Problem
+
+
+@dataclass
+class Watched:
+    """What a monitor remembers.
+
+    Attributes:
+        curvatures: (epoch, eigenvalue), in order.
+        good: the last epoch within all shares, where there is one.
+        warned: rules that were broken.
+        over: the search has ended early.
+    """
+
+    curvatures: list[tuple[int, float]] = field(default_factory=list)
+    good: int | None = None
+    warned: list[str] = field(default_factory=list)
+    over: bool = False
 
 
 class SearchState:
@@ -30,6 +48,7 @@ class SearchState:
         step: weight steps done.
         ranked: architectures ranked so far, for a relaxation without logits or in finals.
         visited: architectures that were derived on the way, with how often, for finals.
+        monitor: what the monitor of collapse remembers.
     """
 
     def __init__(
@@ -76,6 +95,7 @@ class SearchState:
         self.step = 0
         self.ranked: list[dict[str, Any]] = []
         self.visited: dict[Architecture, int] = {}
+        self.monitor = Watched()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -93,6 +113,7 @@ class SearchState:
             "rng": rng_state(),
             "ranked": self.ranked,
             "visited": [[dict(found), count] for found, count in self.visited.items()],
+            "monitor": asdict(self.monitor),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -102,18 +123,15 @@ class SearchState:
             ValueError: it is of another space or another setting.
         """
         try:
-            self.problem.supernet.load_state_dict(state["supernet"])
-            self.parameters.load_state_dict(state["logits"])
+            self.load_part(state)
             self.weight_optimizer.load_state_dict(state["weight_optimizer"])
             if self.logits_optimizer is not None:
                 self.logits_optimizer.load_state_dict(state["logits_optimizer"])
-            self.problem.objective.load_state_dict(state["objective"])
             for name in ("weight_stream", "arch_stream", "weight_meter", "arch_meter"):
                 getattr(self, name).load_state_dict(state[name])
             self.generator.set_state(state["generator"])
             self.ranked = list(state["ranked"])
-            space = self.problem.space
-            self.visited = {space.architecture(found): n for found, n in state["visited"]}
+            self.monitor = Watched(**state["monitor"])
             self.step = state["step"]
             set_rng_state(state["rng"])
         except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:
@@ -121,3 +139,11 @@ class SearchState:
                 f"the checkpoint does not fit this search ({error}): resume with the configuration "
                 "that made it, or choose another run_dir"
             ) from error
+
+    def load_part(self, state: Mapping[str, Any]) -> None:
+        """Take up what an answer is made of: weights, logits, multipliers, and visits."""
+        self.problem.supernet.load_state_dict(state["supernet"])
+        self.parameters.load_state_dict(state["logits"])
+        self.problem.objective.load_state_dict(state["objective"])
+        space = self.problem.space
+        self.visited = {space.architecture(found): n for found, n in state["visited"]}

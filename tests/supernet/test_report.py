@@ -336,6 +336,21 @@ def test_chain_colours_what_can_be_chosen():
     assert chain[5].detail == "16 /2"
 
 
+def test_collapse_is_shown(tmp_path):
+    run = make_run(tmp_path / "run", CELL, retrain=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["curvature"] = 0.1 * line["epoch"]
+    lines.append({
+        "step": 300, "epoch": 30, "phase": "monitor", "action": "rollback", "good_epoch": 24,
+        "why": "100% of the derived architecture's choices compute nothing", "rule": "skip",
+    })  # fmt: skip
+    write_lines(run / "metrics.jsonl", lines)
+    text = write_report(run).read_text()
+    assert "Largest eigenvalue of the Hessian" in text and "largest eigenvalue" in text
+    assert "After epoch 30 the monitor went back to epoch 24: 100% of the derived" in text
+
+
 # ---- comparison ----
 
 
