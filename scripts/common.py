@@ -442,6 +442,13 @@ def inherited_network(
             "this search trained no shared weights that a network could inherit: retrain with "
             "init=scratch, or export with weights=FILE of supernet-retrain"
         )
+    relaxation = instantiate(run_cfg.mixed_op)
+    if not relaxation.inheritable:
+        raise ValueError(
+            f"the candidates of {type(relaxation).__name__} are not those of a derived network, "
+            "which cannot inherit their weights: retrain with init=scratch, or export with "
+            "weights=FILE of supernet-retrain"
+        )
     supernet = space.build_supernet(num_classes)
     supernet.load_state_dict(state["supernet"])
     network = space.build_network(architecture, num_classes)
