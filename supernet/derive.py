@@ -81,8 +81,17 @@ def check_limits(
     Raises:
         Infeasible: names what cannot be met, and what can be reached.
     """
-    nothing = {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
-    derive(space, nothing, cost, budget, limits)
+    derive(space, _nothing(space), cost, budget, limits)
+
+
+def is_feasible(space: SearchSpace, bounds: Sequence[Limit]) -> bool:
+    """Whether any valid architecture is within all bounds."""
+    return _best(space, _nothing(space), bounds) is not None
+
+
+def _nothing(space: SearchSpace) -> dict[str, Tensor]:
+    """Scores by which all architectures are equal."""
+    return {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
 
 
 def _best(
@@ -121,8 +130,7 @@ def _reach(space: SearchSpace, cost: Cost) -> tuple[float, str]:
     if isinstance(cost, AdditiveCost):
         low, high = reachable(space, cost)
         return low, f"{figure(low)} to {figure(high)} {cost.unit}"
-    nothing = {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
-    low = math.inf
+    nothing, low = _nothing(space), math.inf
     while low > 0:
         found = _best(space, nothing, [Limit(cost, math.nextafter(low, 0.0))])
         if found is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from supernet.answer import LEAST_USE, Answer, BestRanked, FirstThat, MostProbable
 from supernet.engine import Diverged, at_least_float, average_gradients, frozen
-from supernet.mixed_ops.base import Sample
+from supernet.mixed_ops.base import Sample, Weights
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
 from supernet.strategies.finals import Finals, standings
 from supernet.strategies.monitor import Monitor
+from supernet.strategies.perturbation import Perturbation, as_ranked
 from supernet.strategies.ranking import Ranking
 from supernet.strategies.state import SearchState
 
@@ -40,6 +42,7 @@ class FirstOrder(Strategy):
         ranking: how a relaxation without logits chooses.
         finals: how one with logits chooses among what it passed through; None takes where it ends.
         monitor: watches one with logits for collapse; None for none.
+        selection: settles the choices by perturbation, in place of finals.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class FirstOrder(Strategy):
         ranking: Ranking,
         finals: Finals | None = None,
         monitor: Monitor | None = None,
+        selection: Perturbation | None = None,
     ) -> None:
         if not 0 <= warmup_epochs < epochs:
             raise ValueError(
@@ -66,16 +70,21 @@ class FirstOrder(Strategy):
             )
         if arch_every < 1:
             raise ValueError(f"strategy.arch_every must be 1 or more; got {arch_every}")
+        if finals is not None and selection is not None:
+            raise ValueError("strategy.finals and strategy.selection exclude each other: drop one")
         self.epochs, self.warmup_epochs, self.arch_every = epochs, warmup_epochs, arch_every
         self.batch_size, self.clip_grad, self.init_std = batch_size, clip_grad, init_std
         self.weight_optimizer, self.arch_optimizer = dict(weight_optimizer), dict(arch_optimizer)
         self.scheduler = dict(scheduler)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.ranking, self.finals, self.monitor = ranking, finals, monitor
+        self.selection = selection
 
     def search(self, problem: Problem, run: Run) -> Answer:
         if self.monitor is not None:
             self.monitor.check(problem.relaxation)
+        if self.selection is not None:
+            self.selection.check(problem.relaxation)
         state = SearchState(
             problem,
             self.batch_size,
@@ -91,6 +100,8 @@ class FirstOrder(Strategy):
             self.ranking.rank(state, run)
         elif self.finals is not None:
             self.finals.hold(state, run)
+        elif self.selection is not None:
+            self.selection.select(state, run, partial(self.weight_step, state, 1.0))
         return self.answer(problem, state.state_dict())
 
     def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
@@ -103,9 +114,13 @@ class FirstOrder(Strategy):
         learned = {"multiplier": 0.0, "used": 0.0, **state["objective"]}
         priced = learned["multiplier"] > 0 or learned["used"] >= LEAST_USE
         probable = MostProbable(space, scores, problem.cost, problem.limits, priced)
-        if not state["ranked"]:
+        ranked = standings(state["ranked"])
+        selected = state.get("selected", {})
+        if len(selected) == len(space.choices):
+            ranked = [as_ranked(problem, selected)]
+        if not ranked:
             return probable
-        return FirstThat([BestRanked(space, standings(state["ranked"]), problem.limits), probable])
+        return FirstThat([BestRanked(space, ranked, problem.limits), probable])
 
     def train(self, state: SearchState, run: Run) -> None:
         """Run from the present step to the last; a log line and a checkpoint an epoch."""
@@ -147,11 +162,18 @@ class FirstOrder(Strategy):
                 watched.judge(state, run, record)
             run.save(state.state_dict())
 
-    def weight_step(self, state: SearchState, progress: float) -> None:
-        """One step of the weights on the weight half."""
+    def weight_step(
+        self, state: SearchState, progress: float, fixed: Weights | None = None
+    ) -> None:
+        """One step of the weights on the weight half.
+
+        Args:
+            fixed: weights of choices that are settled.
+        """
         problem, accelerator = state.problem, state.problem.accelerator
         images, labels = state.weight_stream.next()
         weights = problem.relaxation.for_weight_step(state.parameters(), state.generator, progress)
+        weights = {**weights, **(fixed or {})}
         state.weight_optimizer.zero_grad()  # to None: what does not run must not move
         with accelerator.autocast():
             outputs = state.wrapped(images.to(memory_format=self.memory_format), weights)

@@ -49,6 +49,8 @@ class SearchState:
         ranked: architectures ranked so far, for a relaxation without logits or in finals.
         visited: architectures that were derived on the way, with how often, for finals.
         monitor: what the monitor of collapse remembers.
+        selected: option by choice, of those that selection by perturbation has settled.
+        tuned: weight steps done since the last of them.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class SearchState:
         self.ranked: list[dict[str, Any]] = []
         self.visited: dict[Architecture, int] = {}
         self.monitor = Watched()
+        self.selected: dict[str, str] = {}
+        self.tuned = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -114,6 +118,8 @@ class SearchState:
             "ranked": self.ranked,
             "visited": [[dict(found), count] for found, count in self.visited.items()],
             "monitor": asdict(self.monitor),
+            "selected": self.selected,
+            "tuned": self.tuned,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -132,6 +138,7 @@ class SearchState:
             self.generator.set_state(state["generator"])
             self.ranked = list(state["ranked"])
             self.monitor = Watched(**state["monitor"])
+            self.selected, self.tuned = dict(state["selected"]), state["tuned"]
             self.step = state["step"]
             set_rng_state(state["rng"])
         except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:
