@@ -42,6 +42,7 @@ from latency.table import Calibration, LatencyTable, Measurement, Target
 from latency.validate import calibrate, describe, draw
 from supernet.choice import Architecture
 from supernet.data import Data
+from supernet.derive import check_space
 from supernet.engine import Diverged
 from supernet.files import write_text
 from supernet.limits import Limit
@@ -157,13 +158,19 @@ def make_space(cfg: DictConfig, data: Data) -> SearchSpace:
     shape = {"in_chans": data.info.in_chans, "img_size": data.info.img_size}
     space = instantiate({**shape, **cfg.space}, _convert_="all")
     assert isinstance(space, SearchSpace), space
-    space.exclude(excluded(cfg))
+    restrict(space, cfg)
     return space
 
 
-def excluded(cfg: DictConfig) -> list[str]:
-    """What `exclude` says; a run of before it could be said excludes nothing."""
-    return list(cfg.get("exclude", []))
+def restrict(space: SearchSpace, cfg: DictConfig) -> None:
+    """Do what `exclude` and `at_most` say; a run of before they could be said says nothing.
+
+    Raises:
+        ValueError: they name no candidate, or leave no architecture.
+    """
+    space.exclude(list(cfg.get("exclude", [])))
+    space.at_most(list(cfg.get("at_most", [])))
+    check_space(space)
 
 
 def make_objective(cfg: DictConfig) -> Objective:

@@ -19,7 +19,7 @@ from supernet.data import Data
 from supernet.derive import check_limits, reachable
 from supernet.engine import make_accelerator
 from supernet.export import export_onnx, export_timm
-from supernet.files import write_json
+from supernet.files import read_json, write_json
 from supernet.network import Network
 from supernet.objective import check_reachable
 from supernet.outcome import OnTarget, resolve, summary
@@ -34,6 +34,7 @@ from supernet_scripts.common import (
     make_objective,
     make_space,
     measure_run,
+    restrict,
     run_config,
     set_up_cpu,
 )
@@ -73,16 +74,23 @@ def wanted_budgets(cfg: DictConfig) -> list[float]:
 
 
 def derive_all(
-    cfg: DictConfig, problem: Problem, answer: Any, target: OnTarget, folder: Path
+    cfg: DictConfig,
+    problem: Problem,
+    answer: Any,
+    target: OnTarget,
+    folder: Path,
+    budgets: Sequence[float | None],
 ) -> list[tuple[Architecture, Path]]:
     """One architecture a budget; several get a folder each, and a comparison."""
-    budgets, unit = wanted_budgets(cfg), problem.cost.unit
+    unit = problem.cost.unit
     for budget in budgets:
-        check_reachable(problem.cost.name, budget, reachable(problem.space, problem.cost), unit)
+        if budget is not None:
+            check_reachable(problem.cost.name, budget, reachable(problem.space, problem.cost), unit)
         check_limits(problem.space, problem.cost, budget, problem.limits)
     results, found = [], []
     for budget in budgets:
-        log.info("budget %.6g %s", budget, unit)
+        if budget is not None:
+            log.info("budget %.6g %s", budget, unit)
         result = resolve(problem, answer, target, cfg.bn_batches, budget)
         log.info("%s", summary(result))
         own = folder if len(budgets) == 1 else folder / "budgets" / f"{budget:g}"
@@ -151,13 +159,17 @@ def _main(cfg: DictConfig) -> None:
     folder = run if cfg.output is None else Path(cfg.output)
     data: Data = instantiate(run_cfg.data)
     space = make_space(run_cfg, data)
+    restrict(space, cfg)
     state = load_checkpoint(run / "checkpoint" / "search.safetensors")["search"]
-    if wanted_budgets(cfg):
+    budgets: list[float | None] = [*wanted_budgets(cfg)]
+    if cfg.exclude or cfg.at_most:
+        budgets = budgets or [read_json(run / "result.json", "result")["budget"]]
+    if budgets:
         measured = measure_run(run_cfg, run, data, space)
         problem = make_problem(run_cfg, data, space, measured, state)
         strategy: Strategy = instantiate(run_cfg.strategy, _convert_="all")
         target = measured.on_target(space, cfg.measure)
-        found = derive_all(cfg, problem, strategy.answer(problem, state), target, folder)
+        found = derive_all(cfg, problem, strategy.answer(problem, state), target, folder, budgets)
     else:
         found = [(Architecture.load(run / "architecture.json"), folder)]
     for architecture, own in found:

@@ -31,13 +31,13 @@ from supernet.tracking import Tracker
 from supernet_scripts.common import (
     Measured,
     command,
-    excluded,
     hide_other_ranks,
     inherited_network,
     make_objective,
     measure_run,
     open_run,
     plain,
+    restrict,
     run_config,
     set_up_cpu,
 )
@@ -62,7 +62,7 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     data: Data = instantiate(run_cfg.data)
     derived = Architecture.load(cfg.get("architecture") or run / "architecture.json")
     space = SearchSpace.of(derived)
-    space.exclude(excluded(run_cfg))
+    restrict(space, run_cfg)
     measured = measure_run(run_cfg, run, data, space)
     cost = measured.cost(space, run_cfg.objective.cost)
     budget = read_json(run / "result.json", "result")["budget"]

@@ -121,7 +121,9 @@ class BestRanked(Answer):
 
     def _holds(self, options: Mapping[str, str], but: Collection[Architecture]) -> bool:
         architecture = self.space.architecture(options)
-        return architecture not in but and all(limit.holds(architecture) for limit in self.limits)
+        # a space may be restricted further once the search is done
+        allowed = architecture not in but and self.space.is_valid(architecture)
+        return allowed and all(limit.holds(architecture) for limit in self.limits)
 
 
 class BestTrained(BestRanked):

@@ -84,6 +84,15 @@ def check_limits(
     derive(space, _nothing(space), cost, budget, limits)
 
 
+def check_space(space: SearchSpace) -> None:
+    """Make sure that the space has a valid architecture: sampling would never find one.
+
+    Raises:
+        Infeasible: there is none.
+    """
+    derive(space, _nothing(space))
+
+
 def is_feasible(space: SearchSpace, bounds: Sequence[Limit]) -> bool:
     """Whether any valid architecture is within all bounds."""
     return _best(space, _nothing(space), bounds) is not None
@@ -118,7 +127,10 @@ def _refusal(space: SearchSpace, bounds: Sequence[Limit]) -> str:
             return f"no valid architecture meets {bound}: the reachable range is {reach}"
         ranges.append(f"{bound.cost.name} {reach}")
     if not bounds:
-        return "the space has no valid architecture; exclude fewer candidates"
+        return (
+            "the space has no valid architecture; exclude fewer candidates, or allow more of them "
+            "by at_most"
+        )
     return (
         f"no valid architecture meets {' and '.join(map(str, bounds))} together; alone, they "
         f"reach: {', '.join(ranges)}"

@@ -108,11 +108,18 @@ def resolve(
         "binding": budget is not None and (answer.binds(budget) or found != answer.best(None)),
         "attempts": attempts,
         "accuracy": accuracy,
-        "judged_by": "short training" if judged else "inherited weights",
+        "judged_by": _judge(problem, judged is not None),
         "loss": loss,
         "architecture": dict(found),
         "objective": 100 - accuracy if math.isfinite(loss) else 100.0,
     }
+
+
+def _judge(problem: Problem, by_search: bool) -> str:
+    """What an accuracy is of."""
+    if by_search:
+        return "short training"
+    return "inherited weights" if problem.relaxation.inheritable else "the supernet's weights"
 
 
 def _expected(run: Run) -> dict[str, float]:
