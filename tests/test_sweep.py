@@ -57,11 +57,15 @@ def test_six_jobs_share_a_table_and_are_compared(commands: Any, tmp_path: Path) 
 
     text = (sweep / "comparison.txt").read_text()
     assert text.strip() in done.out
-    rows = text.splitlines()[2:]
+    rows = text.splitlines()[2:8]
     for row, (op, seed) in zip(
         rows, [(o, s) for o in ("one_shot", "softmax", "binary_gate") for s in "12"], strict=True
     ):
         assert row.split()[1:4] == [op, seed, "done"]
+    means = text.splitlines()[-3:]
+    ops = [["one_shot", "2"], ["softmax", "2"], ["binary_gate", "2"]]
+    assert [mean.split()[:2] for mean in means] == ops
+    assert not list(sweep.glob("*/random_search"))
 
     ids = {(folder / "wandb_run_id").read_text().strip() for folder in folders}
     assert len(ids) == 6

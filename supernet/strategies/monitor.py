@@ -35,7 +35,7 @@ class Monitor:
             rule.
         max_none_share: of those that carry nothing.
         curvature_every: epochs from one eigenvalue to the next; 0 for none. One takes about as
-            long as three times `iterations` architecture steps.
+            long as four times `iterations` architecture steps.
         window, lag, max_growth: of the rule above.
         iterations: of Lanczos.
     """
