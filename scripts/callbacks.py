@@ -1,4 +1,7 @@
-"""Before and after a multirun: measure each latency table once, compare the jobs."""
+"""Before and after a multirun: measure each latency table once, compare the jobs.
+
+A sweep of nothing but seeds asks how good a search is, so each job has its random-search baseline.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from supernet.report import write_comparison
 from supernet_scripts.common import make_space, measure_space, needs_table, validate_if_new
@@ -27,6 +30,9 @@ class MultirunCallback(Callback):
     """Jobs find their table in the cache: none measures while another trains."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        given = list(config.hydra.overrides.task)
+        with read_write(config):
+            config.hydra.overrides.task = with_baseline(given)
         for overrides in table_overrides(list(config.hydra.overrides.task)):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
@@ -44,6 +50,16 @@ class MultirunCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         print(write_comparison(Path(config.hydra.sweep.dir)))
+
+
+def with_baseline(overrides: list[str]) -> list[str]:
+    """A sweep's overrides; where it is over seeds alone, with the random-search baseline."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    given = {override.key_or_group: override.value() for override in parsed}
+    if swept != {"seed"} or "search_baseline" in given or given.get("strategy") == "random":
+        return overrides
+    return [*overrides, "search_baseline=random"]
 
 
 def table_overrides(overrides: list[str]) -> list[list[str]]:

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,11 +42,12 @@ from latency.table import Calibration, LatencyTable, Measurement, Target
 from latency.validate import calibrate, describe, draw
 from supernet.choice import Architecture
 from supernet.data import Data
+from supernet.derive import check_space
 from supernet.engine import Diverged
 from supernet.files import write_text
 from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp
-from supernet.network import Network
+from supernet.network import Network, inherit_weights
 from supernet.objective import Objective
 from supernet.outcome import OnTarget
 from supernet.space import SearchSpace
@@ -157,13 +158,19 @@ def make_space(cfg: DictConfig, data: Data) -> SearchSpace:
     shape = {"in_chans": data.info.in_chans, "img_size": data.info.img_size}
     space = instantiate({**shape, **cfg.space}, _convert_="all")
     assert isinstance(space, SearchSpace), space
-    space.exclude(excluded(cfg))
+    restrict(space, cfg)
     return space
 
 
-def excluded(cfg: DictConfig) -> list[str]:
-    """What `exclude` says; a run of before it could be said excludes nothing."""
-    return list(cfg.get("exclude", []))
+def restrict(space: SearchSpace, cfg: DictConfig) -> None:
+    """Do what `exclude` and `at_most` say; a run of before they could be said says nothing.
+
+    Raises:
+        ValueError: they name no candidate, or leave no architecture.
+    """
+    space.exclude(list(cfg.get("exclude", [])))
+    space.at_most(list(cfg.get("at_most", [])))
+    check_space(space)
 
 
 def make_objective(cfg: DictConfig) -> Objective:
@@ -420,6 +427,40 @@ def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
         "resolution": data.info.img_size,
     }
     return Target(**{**own, **wanted})
+
+
+def inherited_network(
+    run_cfg: DictConfig,
+    state: Mapping[str, Any],
+    space: SearchSpace,
+    architecture: Architecture,
+    num_classes: int,
+) -> Network:
+    """The network of an architecture with the shared weights of a search.
+
+    Args:
+        state: of the search, as its checkpoint has it.
+
+    Raises:
+        ValueError: the search has no weights that would fit.
+    """
+    if "supernet" not in state:
+        raise ValueError(
+            "this search trained no shared weights that a network could inherit: retrain with "
+            "init=scratch, or export with weights=FILE of supernet-retrain"
+        )
+    relaxation = instantiate(run_cfg.mixed_op)
+    if not relaxation.inheritable:
+        raise ValueError(
+            f"the candidates of {type(relaxation).__name__} are not those of a derived network, "
+            "which cannot inherit their weights: retrain with init=scratch, or export with "
+            "weights=FILE of supernet-retrain"
+        )
+    supernet = space.build_supernet(num_classes)
+    supernet.load_state_dict(state["supernet"])
+    network = space.build_network(architecture, num_classes)
+    inherit_weights(supernet, network, dict(architecture))
+    return network
 
 
 def measure_command() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from supernet.data import Data
 from supernet.derive import check_limits, reachable
 from supernet.engine import make_accelerator
 from supernet.export import export_onnx, export_timm
-from supernet.files import write_json
-from supernet.network import Network, inherit_weights
+from supernet.files import read_json, write_json
+from supernet.network import Network
 from supernet.objective import check_reachable
 from supernet.outcome import OnTarget, resolve, summary
 from supernet.report import write_pareto
@@ -30,9 +30,11 @@ from supernet.weights_file import load_network
 from supernet_scripts.common import (
     Measured,
     command,
+    inherited_network,
     make_objective,
     make_space,
     measure_run,
+    restrict,
     run_config,
     set_up_cpu,
 )
@@ -41,13 +43,18 @@ log = logging.getLogger(__name__)
 
 
 def make_problem(
-    run_cfg: DictConfig, data: Data, space: SearchSpace, measured: Measured, supernet_state: Any
+    run_cfg: DictConfig,
+    data: Data,
+    space: SearchSpace,
+    measured: Measured,
+    state: Mapping[str, Any],
 ) -> Problem:
     """The finished search with its trained supernet."""
     objective, relaxation = make_objective(run_cfg), instantiate(run_cfg.mixed_op)
     cost, limits = measured.cost(space, objective.cost), measured.limits(space, objective)
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
-    supernet.load_state_dict(supernet_state)
+    if "supernet" in state:
+        supernet.load_state_dict(state["supernet"])
     accelerator = make_accelerator(run_cfg.precision, run_cfg.device)
     supernet.to(accelerator.device)
     seed = run_cfg.seed
@@ -67,16 +74,23 @@ def wanted_budgets(cfg: DictConfig) -> list[float]:
 
 
 def derive_all(
-    cfg: DictConfig, problem: Problem, answer: Any, target: OnTarget, folder: Path
+    cfg: DictConfig,
+    problem: Problem,
+    answer: Any,
+    target: OnTarget,
+    folder: Path,
+    budgets: Sequence[float | None],
 ) -> list[tuple[Architecture, Path]]:
     """One architecture a budget; several get a folder each, and a comparison."""
-    budgets, unit = wanted_budgets(cfg), problem.cost.unit
+    unit = problem.cost.unit
     for budget in budgets:
-        check_reachable(problem.cost.name, budget, reachable(problem.space, problem.cost), unit)
+        if budget is not None:
+            check_reachable(problem.cost.name, budget, reachable(problem.space, problem.cost), unit)
         check_limits(problem.space, problem.cost, budget, problem.limits)
     results, found = [], []
     for budget in budgets:
-        log.info("budget %.6g %s", budget, unit)
+        if budget is not None:
+            log.info("budget %.6g %s", budget, unit)
         result = resolve(problem, answer, target, cfg.bn_batches, budget)
         log.info("%s", summary(result))
         own = folder if len(budgets) == 1 else folder / "budgets" / f"{budget:g}"
@@ -93,7 +107,11 @@ def derive_all(
 
 
 def _network(
-    cfg: DictConfig, found: Architecture, num_classes: int, supernet_state: Any
+    cfg: DictConfig,
+    run_cfg: DictConfig,
+    found: Architecture,
+    num_classes: int,
+    state: Mapping[str, Any],
 ) -> Network:
     """With retrained weights where they are given, else with the supernet's."""
     if cfg.weights is not None:
@@ -101,22 +119,22 @@ def _network(
         if Architecture.from_dict(meta["architecture"]) != found:
             raise ValueError(f"{cfg.weights} holds another architecture than the derived one")
         return network
-    space = SearchSpace.of(found)
-    supernet = space.build_supernet(num_classes)
-    supernet.load_state_dict(supernet_state)
-    network = space.build_network(found, num_classes)
-    inherit_weights(supernet, network, dict(found))
-    return network
+    return inherited_network(run_cfg, state, SearchSpace.of(found), found, num_classes)
 
 
 def _write(
-    cfg: DictConfig, found: Architecture, folder: Path, num_classes: int, supernet_state: Any
+    cfg: DictConfig,
+    run_cfg: DictConfig,
+    found: Architecture,
+    folder: Path,
+    num_classes: int,
+    state: Mapping[str, Any],
 ) -> Sequence[Path]:
     """The formats that are asked for."""
     found.save(folder / "architecture.json")
     written = [folder / "architecture.json"]
     if cfg.onnx or cfg.timm:
-        network = _network(cfg, found, num_classes, supernet_state).eval()
+        network = _network(cfg, run_cfg, found, num_classes, state).eval()
         if cfg.onnx:
             written.append(folder / "network.onnx")
             export_onnx(network, written[-1])
@@ -141,17 +159,22 @@ def _main(cfg: DictConfig) -> None:
     folder = run if cfg.output is None else Path(cfg.output)
     data: Data = instantiate(run_cfg.data)
     space = make_space(run_cfg, data)
+    restrict(space, cfg)
     state = load_checkpoint(run / "checkpoint" / "search.safetensors")["search"]
-    if wanted_budgets(cfg):
+    budgets: list[float | None] = [*wanted_budgets(cfg)]
+    if cfg.exclude or cfg.at_most:
+        budgets = budgets or [read_json(run / "result.json", "result")["budget"]]
+    if budgets:
         measured = measure_run(run_cfg, run, data, space)
-        problem = make_problem(run_cfg, data, space, measured, state["supernet"])
+        problem = make_problem(run_cfg, data, space, measured, state)
         strategy: Strategy = instantiate(run_cfg.strategy, _convert_="all")
         target = measured.on_target(space, cfg.measure)
-        found = derive_all(cfg, problem, strategy.answer(problem, state), target, folder)
+        found = derive_all(cfg, problem, strategy.answer(problem, state), target, folder, budgets)
     else:
         found = [(Architecture.load(run / "architecture.json"), folder)]
     for architecture, own in found:
-        for path in _write(cfg, architecture, own, data.info.num_classes, state["supernet"]):
+        classes = data.info.num_classes
+        for path in _write(cfg, run_cfg, architecture, own, classes, state):
             print(f"wrote {path}")
 
 

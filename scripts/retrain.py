@@ -20,7 +20,8 @@ from supernet.derive import reachable
 from supernet.engine import make_accelerator
 from supernet.files import read_json, write_json
 from supernet.limits import Limit
-from supernet.network import Network, inherit_weights
+from supernet.network import Network
+from supernet.outcome import BEST_AT_RANDOM, RANDOM_SEARCH
 from supernet.recipe import Recipe
 from supernet.report import write_report
 from supernet.retrain import retrain
@@ -30,12 +31,13 @@ from supernet.tracking import Tracker
 from supernet_scripts.common import (
     Measured,
     command,
-    excluded,
     hide_other_ranks,
+    inherited_network,
     make_objective,
     measure_run,
     open_run,
     plain,
+    restrict,
     run_config,
     set_up_cpu,
 )
@@ -60,7 +62,7 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     data: Data = instantiate(run_cfg.data)
     derived = Architecture.load(cfg.get("architecture") or run / "architecture.json")
     space = SearchSpace.of(derived)
-    space.exclude(excluded(run_cfg))
+    restrict(space, run_cfg)
     measured = measure_run(run_cfg, run, data, space)
     cost = measured.cost(space, run_cfg.objective.cost)
     budget = read_json(run / "result.json", "result")["budget"]
@@ -68,10 +70,13 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     limits = measured.limits(space, make_objective(run_cfg))
     random = _baseline(cfg, space, cost, budget, limits, derived, seed)
     architectures = {"derived": derived, **random}
+    searched = run / RANDOM_SEARCH / "architecture.json"
+    if searched.exists() and not cfg.get("architecture"):
+        architectures[BEST_AT_RANDOM] = Architecture.load(searched)
     recipe: Recipe = instantiate(cfg.recipe)
     entries = []
     for name, architecture in architectures.items():
-        network = _inherited(cfg, run, data, space, architecture)
+        network = _inherited(cfg, run_cfg, run, data, space, architecture)
         tracker: Tracker = instantiate(cfg.tracker)
         with tracker:
             if accelerator.is_main_process:
@@ -121,7 +126,12 @@ def _baseline(
 
 
 def _inherited(
-    cfg: DictConfig, run: Path, data: Data, space: SearchSpace, architecture: Architecture
+    cfg: DictConfig,
+    run_cfg: DictConfig,
+    run: Path,
+    data: Data,
+    space: SearchSpace,
+    architecture: Architecture,
 ) -> Network | None:
     """A network with the run's shared weights, or None to start from scratch."""
     if cfg.init == "scratch":
@@ -129,11 +139,7 @@ def _inherited(
     if cfg.init != "inherit":
         raise ValueError(f"init={cfg.init!r} is unknown; valid: scratch, inherit")
     state = load_checkpoint(run / "checkpoint" / "search.safetensors")["search"]
-    supernet = space.build_supernet(data.info.num_classes)
-    supernet.load_state_dict(state["supernet"])
-    network = space.build_network(architecture, data.info.num_classes)
-    inherit_weights(supernet, network, dict(architecture))
-    return network
+    return inherited_network(run_cfg, state, space, architecture, data.info.num_classes)
 
 
 def _measure(

@@ -20,11 +20,11 @@ from supernet.data import Data
 from supernet.derive import check_limits, reachable
 from supernet.engine import Diverged, make_accelerator
 from supernet.files import read_json, write_json
-from supernet.outcome import conclude, summary
+from supernet.outcome import RANDOM_SEARCH, OnTarget, conclude, summary
 from supernet.report import write_report
 from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Run, Strategy
-from supernet.tracking import Tracker
+from supernet.tracking import NoTracker, Tracker
 from supernet_scripts.common import (
     Measured,
     command,
@@ -76,6 +76,10 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     data = instantiate(cfg.data)
     space = make_space(cfg, data)
     objective = make_objective(cfg)
+    if cfg.search_baseline not in ("none", "random"):
+        raise ValueError(
+            f"search_baseline={cfg.search_baseline!r} is unknown; valid: none, random"
+        )
     if cfg.benchmark.table is not None and not Path(cfg.benchmark.table).is_file():
         raise ValueError(f"benchmark.table={cfg.benchmark.table!r} is not a file")
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
@@ -97,6 +101,8 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
             judge(cfg, run.folder, space, result)
         log.info("derived: %s", " ".join(result["architecture"].values()))
         log.info(summary(result))
+    if cfg.search_baseline == "random":
+        search_at_random(cfg, problem, run, target, result["seconds"]["search"])
     if cfg.retrain:
         retrain_networks(cfg, cfg, run.folder, run.folder / "retrain")
     if run.main:
@@ -105,6 +111,27 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
                 run.tracker.artifact(run.folder / f"{name}.json", name, name)
         print(f"report: {write_report(run.folder)}")
     return float(result["objective"])
+
+
+def search_at_random(
+    cfg: DictConfig, problem: Problem, run: Run, target: OnTarget, seconds: float
+) -> None:
+    """A random search in the same problem, by default for as long as the search took.
+
+    Args:
+        seconds: that the search took.
+    """
+    settings = cfg.random_search
+    bounds = [settings[name] for name in ("num_samples", "total_steps", "seconds")]
+    if all(bound is None for bound in bounds):
+        settings = merged(settings, {"seconds": seconds})
+    strategy: Strategy = instantiate(settings, _convert_="all")
+    own = Run(run.folder / RANDOM_SEARCH, run.main, NoTracker(), cfg.resume)
+    result = conclude(problem, own, strategy.search(problem, own), target, cfg.bn_batches)
+    if run.main:
+        if cfg.benchmark.table is not None:
+            judge(cfg, own.folder, problem.space, result)
+        log.info("random search: %s", summary(result))
 
 
 def judge(cfg: DictConfig, folder: Path, space: SearchSpace, result: dict[str, Any]) -> None:

@@ -41,6 +41,11 @@ class Answer(ABC):
         """
         return self.best(budget) != self.best(None)
 
+    def judged(self, architecture: Architecture) -> tuple[float, float] | None:
+        """(accuracy in percent, loss) that the search itself found for one of its answers, or None
+        where the shared weights are to judge it."""
+        return None
+
 
 class MostProbable(Answer):
     """Of a search with logits: the largest total score.
@@ -116,7 +121,17 @@ class BestRanked(Answer):
 
     def _holds(self, options: Mapping[str, str], but: Collection[Architecture]) -> bool:
         architecture = self.space.architecture(options)
-        return architecture not in but and all(limit.holds(architecture) for limit in self.limits)
+        # a space may be restricted further once the search is done
+        allowed = architecture not in but and self.space.is_valid(architecture)
+        return allowed and all(limit.holds(architecture) for limit in self.limits)
+
+
+class BestTrained(BestRanked):
+    """Of a search that trained each architecture on its own: there are no shared weights."""
+
+    def judged(self, architecture: Architecture) -> tuple[float, float] | None:
+        record = next(r for r in self.ranked if r["architecture"] == dict(architecture))
+        return record["accuracy"], record["loss"]
 
 
 class Refined(Answer):

@@ -81,8 +81,26 @@ def check_limits(
     Raises:
         Infeasible: names what cannot be met, and what can be reached.
     """
-    nothing = {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
-    derive(space, nothing, cost, budget, limits)
+    derive(space, _nothing(space), cost, budget, limits)
+
+
+def check_space(space: SearchSpace) -> None:
+    """Make sure that the space has a valid architecture: sampling would never find one.
+
+    Raises:
+        Infeasible: there is none.
+    """
+    derive(space, _nothing(space))
+
+
+def is_feasible(space: SearchSpace, bounds: Sequence[Limit]) -> bool:
+    """Whether any valid architecture is within all bounds."""
+    return _best(space, _nothing(space), bounds) is not None
+
+
+def _nothing(space: SearchSpace) -> dict[str, Tensor]:
+    """Scores by which all architectures are equal."""
+    return {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
 
 
 def _best(
@@ -109,7 +127,10 @@ def _refusal(space: SearchSpace, bounds: Sequence[Limit]) -> str:
             return f"no valid architecture meets {bound}: the reachable range is {reach}"
         ranges.append(f"{bound.cost.name} {reach}")
     if not bounds:
-        return "the space has no valid architecture; exclude fewer candidates"
+        return (
+            "the space has no valid architecture; exclude fewer candidates, or allow more of them "
+            "by at_most"
+        )
     return (
         f"no valid architecture meets {' and '.join(map(str, bounds))} together; alone, they "
         f"reach: {', '.join(ranges)}"
@@ -121,8 +142,7 @@ def _reach(space: SearchSpace, cost: Cost) -> tuple[float, str]:
     if isinstance(cost, AdditiveCost):
         low, high = reachable(space, cost)
         return low, f"{figure(low)} to {figure(high)} {cost.unit}"
-    nothing = {c.name: torch.zeros(len(c.options), dtype=torch.float64) for c in space.choices}
-    low = math.inf
+    nothing, low = _nothing(space), math.inf
     while low > 0:
         found = _best(space, nothing, [Limit(cost, math.nextafter(low, 0.0))])
         if found is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,3 +67,23 @@ class Membership:
     def cut(self, architecture: Architecture, upper: float) -> LinearConstraint:
         """Forbids one architecture."""
         return LinearConstraint(dict.fromkeys(architecture, 1.0), upper=len(list(architecture)) - 1)
+
+
+class Disagreement:
+    """As a cost: how many of some settled choices an architecture settles in another way."""
+
+    name, unit = "disagreement", "choices"
+
+    def __init__(self, settled: Mapping[str, str]) -> None:
+        self.settled = dict(settled)
+
+    def of(self, architecture: Architecture) -> int:
+        return sum(architecture[name] != option for name, option in self.settled.items())
+
+    def rows(self, upper: float) -> list[LinearConstraint]:
+        terms = dict.fromkeys(self.settled.items(), 1.0)
+        return [LinearConstraint(terms, lower=len(terms) - upper)]
+
+    def cut(self, architecture: Architecture, upper: float) -> LinearConstraint:
+        """The row that forbids all that are above."""
+        return self.rows(upper)[0]

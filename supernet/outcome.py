@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +18,9 @@ from supernet.files import write_json
 from supernet.meet import meet
 from supernet.strategies.base import Problem, Run, limit_records
 from supernet.tracking import read_journal
+
+RANDOM_SEARCH = "random_search"  # folder of that baseline in the folder of a search
+BEST_AT_RANDOM = "best_at_random"  # its network among those that are retrained
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ def conclude(
     Returns:
         The content of `result.json`.
     """
-    budget = problem.objective.budget
+    seconds, budget = run.seconds, problem.objective.budget
     result = resolve(problem, answer, target, bn_batches, budget, _expected(run))
-    result["seconds"] = {"search": time.perf_counter() - run.started}
+    result["seconds"] = {"search": seconds}
     if run.main:
         problem.space.architecture(result["architecture"]).save(run.folder / "architecture.json")
         write_json(run.folder / "result.json", result)
@@ -64,7 +66,8 @@ def resolve(
     budget: float | None,
     expected: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The best network under a budget, measured and judged with inherited weights.
+    """The best network under a budget, measured and judged: with inherited weights, unless the
+    search trained it on its own.
 
     A budget of latency holds for the measured network (`meet`) where it can be measured. In several
     processes the first one measures, and all judge its architecture.
@@ -90,7 +93,8 @@ def resolve(
         else:
             measured = target.measure(found)
     found = space.architecture(broadcast_object_list([dict(found)])[0])
-    accuracy, loss = SharedWeights(problem, 256, bn_batches).accuracy(found)
+    judged = answer.judged(found)
+    accuracy, loss = judged or SharedWeights(problem, 256, bn_batches).accuracy(found)
     predicted_ms = target.predict and target.predict(found)
     return {
         "cost": {"name": cost.name, "unit": cost.unit},
@@ -104,10 +108,18 @@ def resolve(
         "binding": budget is not None and (answer.binds(budget) or found != answer.best(None)),
         "attempts": attempts,
         "accuracy": accuracy,
+        "judged_by": _judge(problem, judged is not None),
         "loss": loss,
         "architecture": dict(found),
         "objective": 100 - accuracy if math.isfinite(loss) else 100.0,
     }
+
+
+def _judge(problem: Problem, by_search: bool) -> str:
+    """What an accuracy is of."""
+    if by_search:
+        return "short training"
+    return "inherited weights" if problem.relaxation.inheritable else "the supernet's weights"
 
 
 def _expected(run: Run) -> dict[str, float]:
@@ -130,5 +142,5 @@ def summary(result: dict[str, Any]) -> str:
         parts.append(f"{name} {limit['derived']:.4g} of {limit['limit']:.4g} {limit['unit']}")
     low, high = result["reachable"]
     parts.append(f"reachable {low:.4g} to {high:.4g} {cost['unit']}")
-    parts.append(f"accuracy {result['accuracy']:.1f}% with inherited weights")
+    parts.append(f"accuracy {result['accuracy']:.1f}% with {result['judged_by']}")
     return ", ".join(parts)

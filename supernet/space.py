@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -57,10 +58,12 @@ class SearchSpace(ABC):
 
     Attributes:
         skip_options: options that compute nothing; their share is logged.
+        none_options: of them, those that carry nothing.
         excluded: (choice, option) pairs that no valid architecture holds.
     """
 
     skip_options: ClassVar[frozenset[str]] = frozenset()
+    none_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -175,7 +178,8 @@ class SearchSpace(ABC):
         The supernet keeps them, so that its weights and logits fit whatever is excluded.
 
         Args:
-            patterns: "choice=option", or "*=option" for every choice that has it.
+            patterns: "choice=option"; with wildcards, such as "*=option" or "stage1_*=option", for
+                every choice of such a name that has the option.
 
         Raises:
             ValueError: a pattern names no candidate, or a choice would be left without an option.
@@ -191,26 +195,44 @@ class SearchSpace(ABC):
                 )
         self.excluded = frozenset(excluded)
 
-    def _candidates_like(self, pattern: str) -> set[tuple[str, str]]:
-        name, equals, option = pattern.partition("=")
+    def at_most(self, patterns: Sequence[str]) -> None:
+        """Bound how often candidates may be chosen, as P-DARTS does with skips (Chen et al. 2019,
+        section 3.3), besides the constraints that there are.
+
+        Args:
+            patterns: "choice=option:number", the first part as for `exclude`.
+
+        Raises:
+            ValueError: a pattern names no candidate, or has no number.
+        """
+        added = []
+        for pattern in patterns:
+            candidates, colon, number = pattern.rpartition(":")
+            if not colon or not number.isdecimal():
+                raise ValueError(f"at_most={pattern!r} is not of the form choice=option:number")
+            terms = dict.fromkeys(sorted(self._candidates_like(candidates, "at_most")), 1.0)
+            added.append(LinearConstraint(terms, upper=float(number)))
+        self.constraints += tuple(added)
+
+    def _candidates_like(self, pattern: str, setting: str = "exclude") -> set[tuple[str, str]]:
+        (name, equals, option), said = pattern.partition("="), f"{setting}={pattern!r}"
         if not equals:
-            raise ValueError(f"exclude={pattern!r} is not of the form choice=option or *=option")
-        if name == "*":
-            found = {(choice.name, option) for choice in self.choices if option in choice.options}
-            if not found:
-                options = sorted({option for choice in self.choices for option in choice.options})
-                raise ValueError(
-                    f"exclude={pattern!r}: no choice has option {option!r}; "
-                    f"valid: {', '.join(options)}"
-                )
-            return found
-        if name not in self.by_name:
+            raise ValueError(f"{said} is not of the form choice=option or *=option")
+        if name in self.by_name:
+            self.by_name[name].index(option)
+            return {(name, option)}
+        named = [choice for choice in self.choices if fnmatchcase(choice.name, name)]
+        if not named:
             raise ValueError(
-                f"exclude={pattern!r}: {self.id} has no choice {name!r}; "
-                f"valid: *, {', '.join(self.by_name)}"
+                f"{said}: {self.id} has no choice {name!r}; valid: *, {', '.join(self.by_name)}"
             )
-        self.by_name[name].index(option)
-        return {(name, option)}
+        found = {(choice.name, option) for choice in named if option in choice.options}
+        if not found:
+            options = sorted({option for choice in named for option in choice.options})
+            raise ValueError(
+                f"{said}: no choice has option {option!r}; valid: {', '.join(options)}"
+            )
+        return found
 
     def allowed(self, choice: Choice) -> tuple[str, ...]:
         """The options of a choice that are not excluded."""

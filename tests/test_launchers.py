@@ -24,6 +24,8 @@ TINY = [
     "latency.rounds=1",
     "latency.burst_ms=0.1",
     "bn_batches=1",
+    "random_search.steps=2",
+    "random_search.num_samples=1",
     "device=cpu",
 ]
 
@@ -58,6 +60,7 @@ def test_jobs_of_a_launcher_share_one_table(
         result = json.loads((folder / "result.json").read_text())
         assert result["predicted"] <= result["budget"] * (1 + 1e-9)  # a sum in another order
         assert (folder / "report.html").is_file()
+        assert (folder / "random_search" / "result.json").is_file()
     first, second = ((folder / "metrics.jsonl").read_text() for folder in folders)
     assert first != second
     cached = list(Path(os.environ["SUPERNET_CACHE"]).rglob("*.json"))

@@ -204,7 +204,9 @@ def _groups(name: str) -> dict[str, str]:
         if isinstance(entry, str):
             groups |= {} if entry == "_self_" else _groups(entry)
         else:
-            groups |= {key.removeprefix("override "): option for key, option in entry.items()}
+            # a group that is used at another place, `group@place`, has its own entry too
+            own = {key: option for key, option in entry.items() if "@" not in key}
+            groups |= {key.removeprefix("override "): option for key, option in own.items()}
     return groups
 
 

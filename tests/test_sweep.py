@@ -57,17 +57,59 @@ def test_six_jobs_share_a_table_and_are_compared(commands: Any, tmp_path: Path) 
 
     text = (sweep / "comparison.txt").read_text()
     assert text.strip() in done.out
-    rows = text.splitlines()[2:]
+    rows = text.splitlines()[2:8]
     for row, (op, seed) in zip(
         rows, [(o, s) for o in ("one_shot", "softmax", "binary_gate") for s in "12"], strict=True
     ):
         assert row.split()[1:4] == [op, seed, "done"]
+    means = text.splitlines()[-3:]
+    ops = [["one_shot", "2"], ["softmax", "2"], ["binary_gate", "2"]]
+    assert [mean.split()[:2] for mean in means] == ops
+    assert not list(sweep.glob("*/random_search"))
 
     ids = {(folder / "wandb_run_id").read_text().strip() for folder in folders}
     assert len(ids) == 6
     for folder in folders:
         (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
         assert tracked_group(file) == "sweep"
+
+
+@pytest.mark.slow
+def test_a_sweep_over_seeds_ends_with_its_baseline(commands: Any, tmp_path: Path) -> None:
+    own = ["random_search.steps=3", "random_search.num_samples=2", "run_dir=sweep"]
+    own += ["objective.cost=macs", "retrain=true", "baseline=none"]
+    own += ["recipe.epochs=1", "recipe.scheduler.warmup_epochs=0"]
+    arguments = ["-m", *commands.TINY, "seed=0,1", *own]
+    arguments.remove("retrain=false")
+    done = commands.succeed("search", *arguments, cwd=tmp_path, report=False)
+    sweep = tmp_path / "sweep"
+    for job in jobs(sweep):
+        assert len((job / "random_search" / "metrics.jsonl").read_text().splitlines()) == 2
+        found = json.loads((job / "random_search" / "result.json").read_text())
+        assert found["judged_by"] == "short training" and found["predicted"] <= found["budget"]
+        retrained = json.loads((job / "retrain" / "result.json").read_text())["networks"]
+        by_name = {entry["name"]: entry["architecture"] for entry in retrained}
+        assert by_name["best_at_random"] == found["architecture"]
+    rows = json.loads((sweep / "comparison_over_seeds.json").read_text())
+    assert [(r["overrides"]["strategy"], r["n"]) for r in rows] == [("search", 2), ("random", 2)]
+    assert all(row["test_accuracy"]["std"] is not None for row in rows)
+    assert (sweep / "comparison.txt").read_text().strip() in done.out
+
+
+@pytest.mark.slow
+def test_a_random_search_is_derived_again_but_has_no_weights(commands: Any, tmp_path: Path) -> None:
+    own = ["strategy=random", "strategy.num_samples=4", "strategy.steps=2", "run_dir=run"]
+    # the experiment has settings of another strategy
+    tiny = [a for a in commands.TINY if not a.startswith(("experiment", "strategy"))]
+    commands.succeed("search", *tiny, *own, "objective.cost=macs", cwd=tmp_path)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    budget = f"budget={result['budget']}"
+    commands.succeed("derive", "run=run", "output=again", budget, "measure=false", cwd=tmp_path)
+    again, found = (tmp_path / f / "architecture.json" for f in ("again", "run"))
+    assert again.read_bytes() == found.read_bytes()
+    for command, *asked in (["derive", "output=x", "timm=true"], ["retrain", "init=inherit"]):
+        refused = commands.refuse(command, "run=run", *asked, cwd=tmp_path)
+        assert "trained no shared weights" in refused
 
 
 @pytest.mark.slow

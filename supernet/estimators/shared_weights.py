@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from supernet.choice import Architecture
 from supernet.data import Loader
+from supernet.data.sources import Batch
+from supernet.engine import kept_buffers
 from supernet.evaluate import evaluate, recalibrate_bn
+from supernet.mixed_ops.base import one_hot
 from supernet.network import Network, inherit_weights
 from supernet.strategies.base import Problem
 
@@ -13,8 +18,9 @@ class SharedWeights:
     """Judges architectures by a trained supernet's weights.
 
     Each is built as its own network, inherits the weights, has its batch norms recalibrated on
-    the weight half and is evaluated on the architecture half. Every process sees the same images,
-    so all reach the same numbers.
+    the weight half and is evaluated on the architecture half. Where it cannot inherit them, the
+    supernet itself is judged with the one-hot weights of the architecture. Every process sees the
+    same images, so all reach the same numbers.
 
     Args:
         problem: its supernet is trained.
@@ -39,10 +45,19 @@ class SharedWeights:
         network = problem.space.build_network(architecture, problem.data.info.num_classes)
         network.to(problem.accelerator.device)
         inherit_weights(problem.supernet, network, dict(architecture))
-        batches = min(self.bn_batches, len(self.weight_loader))
-        recalibrate_bn(network, (self.weight_loader.batch(0, i) for i in range(batches)))
+        recalibrate_bn(network, self._batches())
         return network
 
     def accuracy(self, architecture: Architecture) -> tuple[float, float]:
         """(accuracy in percent, loss) on the architecture half."""
-        return evaluate(self.network(architecture), self.arch_loader)
+        if self.problem.relaxation.inheritable:
+            return evaluate(self.network(architecture), self.arch_loader)
+        supernet, weights = self.problem.supernet, one_hot(architecture, self.problem.space.choices)
+        with kept_buffers(supernet):
+            recalibrate_bn(supernet, self._batches(), weights)
+            return evaluate(supernet, self.arch_loader, weights=weights)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Of the weight half, for running statistics."""
+        count = min(self.bn_batches, len(self.weight_loader))
+        return (self.weight_loader.batch(0, i) for i in range(count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from supernet.choice import Architecture
 from supernet.data import Loader, Split, Stream
@@ -13,6 +13,21 @@ from supernet.evaluate import evaluate
 from supernet.learner import Learner
 from supernet.recipe import Recipe, seeded
 from supernet.strategies.base import Problem
+
+
+class Trained(NamedTuple):
+    """Outcome of a training.
+
+    Attributes:
+        accuracy: on the architecture half, in percent.
+        loss: there.
+        train_loss: mean loss of the training itself over the second half of its steps: how fast it
+            learns (Ru et al. 2021, section 2).
+    """
+
+    accuracy: float
+    loss: float
+    train_loss: float
 
 
 class ShortTraining:
@@ -56,26 +71,18 @@ class ShortTraining:
             world_size=accelerator.num_processes,
         )
 
-    def accuracy(self, architecture: Architecture, steps: int) -> tuple[float, float]:
-        """(accuracy in percent, loss) on the architecture half after `steps` steps.
+    def judge(self, architecture: Architecture, steps: int) -> Trained:
+        """What the architecture is after `steps` steps.
 
         Raises:
             Diverged: the loss is not finite.
         """
+        accelerator = self.problem.accelerator
         with self._trained(architecture, steps) as learner:
+            train_loss = learner.meter.read(accelerator)[0]
             learner.average_buffers()
             judges = ((x.to(memory_format=self.recipe.memory_format), y) for x, y in self.judges)
-            return evaluate(learner.network, judges, self.problem.accelerator)
-
-    def train_loss(self, architecture: Architecture, steps: int) -> float:
-        """Mean loss of the training itself over the second half of its steps: how fast it learns
-        (Ru et al. 2021, section 2).
-
-        Raises:
-            Diverged: the loss is not finite.
-        """
-        with self._trained(architecture, steps) as learner:
-            return learner.meter.read(self.problem.accelerator)[0]
+            return Trained(*evaluate(learner.network, judges, accelerator), train_loss)
 
     @contextmanager
     def _trained(self, architecture: Architecture, steps: int) -> Iterator[Learner]:

@@ -31,6 +31,21 @@ Weights = Mapping[str, PathWeights]  # by choice name
 Candidates = Mapping[str, Callable[[], nn.Module]]  # option -> builder of its module
 
 
+class Scalable(dict[str, Callable[[], nn.Module]]):
+    """Builders of the candidates of a position that keeps its number of channels: they can be built
+    at another width, too.
+
+    Args:
+        at: from a width to its builders.
+        width: of the position.
+        stride: of the position.
+    """
+
+    def __init__(self, at: Callable[[int], Candidates], width: int, stride: int = 1) -> None:
+        super().__init__(at(width))
+        self.at, self.width, self.stride = at, width, stride
+
+
 class Searchable(nn.Module):
     """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`."""
 
@@ -63,7 +78,12 @@ class MixedOp(Searchable):
     Args:
         choice: names the weights of this position; positions may share a choice (tied cells).
         candidates: one module builder an option of the choice.
+
+    Attributes:
+        plain: whether it is this sum, so that it may be computed together with others.
     """
+
+    plain: ClassVar[bool] = True
 
     def __init__(self, choice: Choice, candidates: Candidates) -> None:
         super().__init__()
@@ -115,9 +135,18 @@ class Sample:
 class Relaxation(ABC):
     """How logits become weights. Subclasses are stateless; randomness comes from `generator`,
     a CPU generator that is seeded alike in every process.
+
+    Attributes:
+        has_logits: whether there are logits to train.
+        mixes_all: whether every candidate runs in every step, with weights that are a function of
+            the logits alone.
+        inheritable: whether candidates are those of a derived network, which can inherit their
+            weights; otherwise it is judged as the supernet with one-hot weights.
     """
 
     has_logits: ClassVar[bool] = True
+    mixes_all: ClassVar[bool] = False
+    inheritable: ClassVar[bool] = True
 
     def build(self, choice: Choice, candidates: Candidates) -> MixedOp:
         """The module that stands at a searchable position."""

@@ -19,6 +19,8 @@ class Sigmoid(Relaxation):
             -1/N sum_i (sigmoid(a_i) - 0.5)^2 (10 in the paper).
     """
 
+    mixes_all = True
+
     def __init__(self, zero_one: float = 10.0) -> None:
         if zero_one < 0:
             raise ValueError(f"mixed_op.zero_one must be at least 0; got {zero_one}")

@@ -13,6 +13,8 @@ from supernet.mixed_ops.base import PathWeights, Relaxation, Sample
 class Softmax(Relaxation):
     """Every candidate runs in every step, weighted by its probability."""
 
+    mixes_all = True
+
     def for_weight_step(
         self, logits: Mapping[str, Tensor], generator: torch.Generator, progress: float
     ) -> dict[str, PathWeights]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from supernet.files import read_json, write_json, write_text
+from supernet.outcome import BEST_AT_RANDOM, RANDOM_SEARCH
 from supernet.report.page import number, percent, render
+
+MEANS = {  # over seeds: title and form of each
+    "objective": ("objective", percent),
+    "accuracy": ("search accuracy (%)", percent),
+    "benchmark": ("benchmark (%)", percent),
+    "test_accuracy": ("test accuracy (%)", percent),
+    "seconds": ("seconds", number),
+}
 
 
 @dataclass(frozen=True)
@@ -21,35 +31,77 @@ class Column:
 
 
 def comparison_table(run_dirs: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
-    """One row a job folder; a job that left no readable result is a failed one.
+    """One row a job folder, and one more for its random search where it has one; a job that left no
+    readable result is a failed one.
 
     Each folder has `.hydra/overrides.yaml` and, unless it failed, `result.json`.
 
     Returns:
         {"job", "overrides": {key: value} that are not the same in all jobs, "status": "done" or
         "failed", "why" (of a failure), "unit", "budget", "predicted", "predicted_ms",
-        "measured_ms" (median), "accuracy" (percent, in the search), "test_accuracy" (percent,
-        derived and retrained), "objective", "seconds"}; what a job does not know is None.
+        "measured_ms" (median), "accuracy" (percent, in the search), "benchmark" (percent, of the
+        benchmark table), "test_accuracy" (percent, derived and retrained), "objective",
+        "seconds"}; what a job does not know is None.
     """
-    folders = [Path(folder) for folder in run_dirs]
-    overrides = [_overrides(folder) for folder in folders]
+    folders, names, overrides = [], [], []
+    for folder in map(Path, run_dirs):
+        given = _overrides(folder)
+        baseline = (folder / RANDOM_SEARCH / "result.json").exists()
+        folders.append(folder)
+        names.append(folder.name)
+        overrides.append({"strategy": "search", **given} if baseline else given)
+        if baseline:
+            folders.append(folder / RANDOM_SEARCH)
+            names.append(f"{folder.name}/{RANDOM_SEARCH}")
+            overrides.append({**given, "strategy": "random"})
     keys = list(dict.fromkeys(key for given in overrides for key in given))
     differ = [key for key in keys if len({given.get(key) for given in overrides}) > 1]
     return [
         {
-            "job": folder.name,
+            "job": name,
             "overrides": {key: given.get(key) for key in differ},
             **_outcome(folder),
         }
-        for folder, given in zip(folders, overrides, strict=True)
+        for name, folder, given in zip(names, folders, overrides, strict=True)
     ]
 
 
-def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
-    """Compare all jobs of a multirun: write comparison.json, .txt and .html into its folder.
+def over_seeds(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Jobs that differ in nothing but the seed, together; none where all have the same seed.
 
     Returns:
-        The table as text.
+        {"overrides": without the seed, "n": jobs that are done, "failed": the others, and for each
+        of `MEANS` that all n know {"mean", "std"}}; the deviation is that of the sample
+        (n - 1), None for one job.
+    """
+    if "seed" not in table[0]["overrides"]:
+        return []
+    groups: dict[tuple[tuple[str, str | None], ...], list[Mapping[str, Any]]] = {}
+    for row in table:
+        same = tuple((k, v) for k, v in row["overrides"].items() if k != "seed")
+        groups.setdefault(same, []).append(row)
+    return [{"overrides": dict(same), **_statistics(rows)} for same, rows in groups.items()]
+
+
+def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    done = [row for row in rows if row["status"] == "done"]
+    found: dict[str, Any] = {"n": len(done), "failed": len(rows) - len(done)}
+    for key in MEANS:
+        values = [row[key] for row in done]
+        known = bool(values) and None not in values
+        found[key] = {
+            "mean": statistics.fmean(values) if known else None,
+            "std": statistics.stdev(values) if known and len(values) > 1 else None,
+        }
+    return found
+
+
+def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
+    """Compare all jobs of a multirun: write comparison.json, .txt and .html into its folder, and
+    comparison_over_seeds.json where jobs differ in nothing but the seed.
+
+    Returns:
+        The tables as text.
 
     Raises:
         ValueError: the folder holds no jobs.
@@ -62,6 +114,11 @@ def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
     table = comparison_table(jobs)
     columns, cells = _layout(table)
     text = _text(columns, cells)
+    groups = over_seeds(table)
+    group_columns, group_cells = _group_layout(groups) if groups else ([], [])
+    if groups:
+        text += "\n\n" + _text(group_columns, group_cells)
+        write_json(folder / "comparison_over_seeds.json", groups)
     failed = sum(row["status"] == "failed" for row in table)
     page = render(
         "comparison.html.j2",
@@ -71,8 +128,13 @@ def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
         rows=[{"cells": line, "failed": row["status"] == "failed"}
               for line, row in zip(cells, table, strict=True)],
         caption="Only the overrides that differ between the jobs are shown. Search accuracy is on "
-        "the architecture half with inherited weights; test accuracy is that of the derived "
-        "network after retraining.",
+        "the architecture half with inherited weights (of a random search: after the short "
+        "training); test accuracy is that of the derived network after retraining.",
+        group_columns=group_columns,
+        group_rows=group_cells,
+        group_caption="Mean and standard deviation of jobs that differ in nothing but the seed; n "
+        "is their number. Search accuracies of a search and of a random search are of weights "
+        "trained in different ways: compare the other columns.",
         zip=zip,
     )  # fmt: skip
     write_json(folder / "comparison.json", table)
@@ -92,7 +154,7 @@ def _overrides(folder: Path) -> dict[str, str]:
 def _outcome(folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(
         ("why", "unit", "budget", "predicted", "predicted_ms", "measured_ms", "accuracy",
-         "test_accuracy", "objective", "seconds")
+         "benchmark", "test_accuracy", "objective", "seconds")
     )  # fmt: skip
     try:
         result = read_json(folder / "result.json", "result")
@@ -105,10 +167,14 @@ def _outcome(folder: Path) -> dict[str, Any]:
     measured = result.get("measured_ms")
     row["measured_ms"] = measured and measured["median_ms"]
     row["seconds"] = _seconds(result.get("seconds"))
-    retraining = folder / "retrain" / "result.json"
+    row["benchmark"] = result.get("benchmark", {}).get("accuracy")
+    name, run = "derived", folder
+    if folder.name == RANDOM_SEARCH:
+        name, run = BEST_AT_RANDOM, folder.parent
+    retraining = run / "retrain" / "result.json"
     if "networks" not in result and retraining.exists():
         result = read_json(retraining, "result")
-    derived = [n for n in result.get("networks", ()) if n["name"] == "derived"]
+    derived = [n for n in result.get("networks", ()) if n["name"] == name]
     row["test_accuracy"] = derived[0]["accuracy"] if derived else None
     return {"status": "done", **row}
 
@@ -127,6 +193,7 @@ def _layout(table: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[list
         (f"predicted{unit}", "predicted", number),
         ("measured (ms)", "measured_ms", number),
         ("search accuracy (%)", "accuracy", percent),
+        ("benchmark (%)", "benchmark", percent),
         ("test accuracy (%)", "test_accuracy", percent),
         ("seconds", "seconds", number),
     ]
@@ -141,6 +208,28 @@ def _layout(table: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[list
         for row in table
     ]
     return columns, cells
+
+
+def _group_layout(
+    groups: Sequence[Mapping[str, Any]],
+) -> tuple[list[Column], list[list[str]]]:
+    keys = list(groups[0]["overrides"])
+    known = [key for key in MEANS if any(g[key]["mean"] is not None for g in groups)]
+    columns = [Column(key, text=True) for key in keys] + [Column("n")]
+    columns += [Column(MEANS[key][0]) for key in known]
+    cells = [
+        [group["overrides"][key] or "" for key in keys]
+        + [f"{group['n']}" + (f" ({group['failed']} failed)" if group["failed"] else "")]
+        + [_mean(group[key], MEANS[key][1]) for key in known]
+        for group in groups
+    ]
+    return columns, cells
+
+
+def _mean(value: Mapping[str, float | None], show: Callable[[float | None], str]) -> str:
+    if value["std"] is None:
+        return show(value["mean"])
+    return f"{show(value['mean'])} ± {show(value['std'])}"
 
 
 def _text(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> str:

@@ -66,15 +66,29 @@ def probabilities(
 
 @styled
 def decided(records: Sequence[Record]) -> str:
-    """Entropy and share of skips, both in [0, 1], over the epochs."""
+    """Entropy, and shares of choices by what their most probable option does, over the epochs."""
     figure = new_figure(2.3)
     axes = figure.add_subplot()
     _line(axes, records, "entropy", "entropy (1: undecided, 0: decided)")
     _line(axes, records, "skip_share", "share of choices that skip", linestyle="--")
+    for key, label in (("none_share", "that carry nothing"), ("free_share", "without parameters")):
+        if any(_values(records, key)):
+            _line(axes, records, key, label, linestyle=":")
     axes.set_ylim(-0.03, 1.03)
     axes.legend(loc="best")
     _epochs(axes)
     return svg(figure, "decided")
+
+
+@styled
+def curvature(records: Sequence[Record]) -> str:
+    """Largest eigenvalue of the Hessian of the loss in the logits, over the epochs."""
+    figure = new_figure(2.3)
+    axes = figure.add_subplot()
+    _line(axes, records, "curvature", "curvature")
+    axes.set_ylabel("largest eigenvalue")
+    _epochs(axes)
+    return svg(figure, "curvature")
 
 
 @styled

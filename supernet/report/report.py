@@ -98,17 +98,24 @@ def _probabilities(run: Run) -> Section:
         if any(r.get("entropy") is not None for r in records):
             caption = (
                 "Mean entropy of the choices, as a share of the entropy of a uniform choice, and "
-                "the share of choices whose most probable option computes nothing."
+                "the share of choices whose most probable option computes nothing, carries "
+                "nothing, or has no parameters." + _collapse(run)
             )
             found.append(Figure(figures.decided(records), caption))
+        if any(r.get("curvature") is not None for r in records):
+            caption = (
+                "Largest eigenvalue of the Hessian of the loss on the architecture half in the "
+                "logits: where it grows fast, derived networks are often bad."
+            )
+            found.append(Figure(figures.curvature(records), caption))
         return Section("probabilities", title, tuple(found))
     if run.ranked:
         best = _best_ranked(run)
         figure = figures.ranking(run.ranked, best, run.budget, *run.cost)
         caption = (
             f"This method has no logits: it ranks sampled networks instead. Each point is one of "
-            f"{len(run.ranked)} candidates, judged with the shared weights on the architecture "
-            f"half; the star is the best, {percent(best['accuracy'])}% at "
+            f"{len(run.ranked)} candidates, judged {_how_judged(best)} on the architecture half; "
+            f"the star is the one chosen, {percent(best['accuracy'])}% at "
             f"{number(best['cost'])} {run.cost[1]}."
         )
         return Section("probabilities", "Ranking of candidates", (Figure(figure, caption),))
@@ -119,6 +126,23 @@ def _probabilities(run: Run) -> Section:
     else:
         reason = "No epoch recorded probabilities: the search has not passed its warm-up."
     return Section("probabilities", title, missing=reason)
+
+
+def _collapse(run: Run) -> str:
+    """What the monitor saw, in sentences."""
+    acts = {"warn": "warned", "stop": "stopped the search", "rollback": "went back"}
+    text = ""
+    for record in run.collapse:
+        text += f" After epoch {record['epoch']} the monitor {acts[record['action']]}"
+        if record["good_epoch"] is not None:
+            text += f" to epoch {record['good_epoch']}"
+        text += f": {record['why']}."
+    return text
+
+
+def _how_judged(record: Record) -> str:
+    steps = record.get("steps")
+    return "with the shared weights" if steps is None else f"after {steps} steps of its own"
 
 
 def _best_ranked(run: Run) -> Record:

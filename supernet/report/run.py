@@ -68,6 +68,11 @@ class Run:
         return [r for r in self.metrics if r["phase"] in ("warmup", "search")]
 
     @property
+    def collapse(self) -> list[Record]:
+        """What the monitor of collapse had to say."""
+        return [r for r in self.metrics if r["phase"] == "monitor"]
+
+    @property
     def ranked(self) -> list[Record]:
         return [r for r in self.metrics if r["phase"] == "rank" and r.get("accuracy") is not None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from itertools import product
 
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from supernet.choice import Architecture, Choice
 from supernet.joint import add_jointly
-from supernet.mixed_ops.base import Candidates, Searchable, Weights, run_layer
+from supernet.mixed_ops.base import (
+    Candidates,
+    MixedOp,
+    Scalable,
+    Searchable,
+    Weights,
+    run_layer,
+)
 from supernet.network import Block, Network
 from supernet.ops.nasbench201 import ReLUConvBN, ResidualReduction, Zero
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
@@ -43,7 +50,7 @@ class Cell(Searchable):
     Args:
         edges: by (source, target), fixed or searchable layers of equal width and resolution.
         joint: whether what reads a node is computed together (`supernet.joint`); all edges are
-            searchable then.
+            plain mixed ops then.
     """
 
     def __init__(self, edges: dict[Edge, nn.Module], joint: bool = False) -> None:
@@ -110,7 +117,7 @@ class NasBench201(SearchSpace):
         num_cells: cells a stage, 5 in the benchmark.
     """
 
-    skip_options = frozenset(OPERATIONS[:2])
+    skip_options, none_options = frozenset(OPERATIONS[:2]), frozenset(OPERATIONS[:1])
 
     def __init__(
         self,
@@ -136,7 +143,7 @@ class NasBench201(SearchSpace):
         )
 
     def build(self, select: Select, num_classes: int, search: bool) -> Network:
-        affine = not search  # as in the benchmark's search networks
+        candidates = partial(_candidates, affine=not search)  # as in the benchmark's search
         blocks, in_chs = [], self.widths[0]
         for stage, width in enumerate(self.widths):
             if stage > 0:
@@ -144,10 +151,10 @@ class NasBench201(SearchSpace):
                 in_chs = width
             for _ in range(self.num_cells):
                 edges = {
-                    edge: select(self.by_name[edge_name(*edge)], _candidates(width, affine))
+                    edge: select(self.by_name[edge_name(*edge)], Scalable(candidates, width))
                     for edge in EDGES
                 }
-                blocks.append(Block(Cell(edges, joint=search), width, 1))
+                blocks.append(Block(Cell(edges, joint=search and _are_plain(edges)), width, 1))
         stem = nn.Sequential(
             nn.Conv2d(self.in_chans, self.widths[0], 3, padding=1, bias=False),
             nn.BatchNorm2d(self.widths[0]),
@@ -218,6 +225,10 @@ def _covering(excluded: frozenset[tuple[str, str]]) -> list[tuple[tuple[str, str
             seen |= kinds
             found.append(cell)
     return found
+
+
+def _are_plain(edges: Mapping[Edge, nn.Module]) -> bool:
+    return all(isinstance(layer, MixedOp) and layer.plain for layer in edges.values())
 
 
 def _candidates(width: int, affine: bool) -> Candidates:

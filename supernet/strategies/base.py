@@ -118,6 +118,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        self._before = 0.0
         if self.main:
             self.metrics = Journal(self.folder / "metrics.jsonl")
             self.timing = Journal(self.folder / "timing.jsonl")
@@ -125,6 +126,11 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint" / f"{self.kind}.safetensors"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent since `load`, what came before the checkpoint included."""
+        return self._before + time.perf_counter() - self.started
 
     def log(self, record: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
         """Write a metrics record (deterministic numbers) and its wall-clock companion."""
@@ -139,7 +145,8 @@ class Run:
         """Write the checkpoint; it remembers how long the journals were."""
         if self.main:
             journals = {"metrics": self.metrics.state, "timing": self.timing.state}
-            save_checkpoint(self.checkpoint, {self.kind: state, "journals": journals})
+            content = {self.kind: state, "journals": journals, "seconds": self.seconds}
+            save_checkpoint(self.checkpoint, content)
 
     def load(self) -> dict[str, Any] | None:
         """State to resume from, or None to start anew; journal lines past it are cut.
@@ -151,9 +158,11 @@ class Run:
         journals: dict[str, Any] = {"metrics": 0, "timing": 0}
         if self.resume and self.checkpoint.exists():
             content = load_checkpoint(self.checkpoint)
-            if set(content) != {self.kind, "journals"}:
+            if not {self.kind, "journals"} <= set(content):
                 raise ValueError(f"{self.checkpoint} is not the checkpoint of a {self.kind}")
             state, journals = content[self.kind], content["journals"]
+            self._before = content.get("seconds", 0.0)
+        self.started = time.perf_counter()
         if self.main:
             self.metrics.truncate(journals["metrics"])
             self.timing.truncate(journals["timing"])

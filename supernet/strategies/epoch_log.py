@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from supernet.choice import Architecture
 from supernet.derive import derive
 from supernet.engine import Diverged, average_buffers
+from supernet.mixed_ops.base import MixedOp
+from supernet.network import Network
 from supernet.strategies.base import Run, limit_records
 from supernet.strategies.state import SearchState
 
@@ -24,9 +27,18 @@ class EpochLog:
     def __init__(self, state: SearchState, run: Run, epochs: int) -> None:
         self.state, self.run, self.epochs = state, run, epochs
         self.started, self.first_step, self.waited = time.perf_counter(), state.step, 0.0
+        self.free = parameter_free(state.problem.supernet)
 
-    def end_epoch(self, epoch: int, searching: bool) -> None:
+    def end_epoch(
+        self, epoch: int, searching: bool, more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Agree on running statistics, log, and empty the meters.
+
+        Args:
+            more: for the record.
+
+        Returns:
+            The record.
 
         Raises:
             Diverged: the mean loss is not finite.
@@ -53,11 +65,13 @@ class EpochLog:
                 arch_loss, arch_accuracy = state.arch_meter.read(accelerator)
                 record.update(arch_loss=arch_loss, arch_accuracy=arch_accuracy)
             record.update(self._logits())
+        record.update(more or {})
         self.run.log(record, self._timing())
         if self.run.main:
             log.info(self._line(record))
         for meter in (state.weight_meter, state.arch_meter):
             meter.sums.zero_()
+        return record
 
     def title(self, epoch: int, searching: bool) -> str:
         """Phase and epoch, and the best architecture so far with its cost."""
@@ -79,7 +93,6 @@ class EpochLog:
             for name, p in problem.relaxation.probabilities(logits).items()
         }
         argmax, derived = derive(problem.space, problem.relaxation.scores(logits)), self._derived()
-        skips = sum(option in problem.space.skip_options for _, option in argmax)
         return {
             "expected_cost": float(problem.cost.expected(probabilities)),
             "uncalibrated_cost": float(problem.cost.uncalibrated.expected(probabilities)),
@@ -88,10 +101,21 @@ class EpochLog:
             "multiplier": problem.objective.multiplier,
             "limits": limit_records(problem, derived, problem.expected(probabilities)),
             "entropy": _entropy(probabilities),
-            "skip_share": skips / len(problem.space.choices),
+            **self._shares(argmax, ""),
+            **self._shares(derived, "derived_"),
             "probabilities": {name: p.tolist() for name, p in probabilities.items()},
             "architecture": dict(derived),
         }
+
+    def _shares(self, architecture: Architecture, prefix: str) -> dict[str, float]:
+        """Of its choices: those that compute nothing, carry nothing, have no parameters."""
+        space, pairs = self.state.problem.space, list(architecture)
+        counts = {
+            "skip": sum(option in space.skip_options for _, option in pairs),
+            "none": sum(option in space.none_options for _, option in pairs),
+            "free": sum(pair in self.free for pair in pairs),
+        }
+        return {f"{prefix}{name}_share": n / len(pairs) for name, n in counts.items()}
 
     def _timing(self) -> dict[str, Any]:
         """Wall-clock of the epoch, or of its part since a resume."""
@@ -124,6 +148,17 @@ class EpochLog:
             line += "".join(_limit(*item) for item in record["limits"].items())
             line += f", best {record['derived_cost']:.4g} {unit}: {_short(record['architecture'])}"
         return line
+
+
+def parameter_free(supernet: Network) -> set[tuple[str, str]]:
+    """(choice, option) pairs whose candidates have no parameters anywhere."""
+    free, trained = set[tuple[str, str]](), set[tuple[str, str]]()
+    for module in supernet.modules():
+        if isinstance(module, MixedOp):
+            for option, candidate in module.candidates.items():
+                any_parameter = next(candidate.parameters(), None) is not None
+                (trained if any_parameter else free).add((module.choice.name, option))
+    return free - trained
 
 
 def _limit(name: str, record: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from supernet.answer import LEAST_USE, Answer, BestRanked, MostProbable, Refined
 from supernet.engine import Diverged, at_least_float, average_gradients, frozen
-from supernet.mixed_ops.base import Sample
+from supernet.mixed_ops.base import Sample, Weights
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
+from supernet.strategies.monitor import Monitor
+from supernet.strategies.perturbation import Perturbation, as_ranked
 from supernet.strategies.ranking import Ranking
 from supernet.strategies.refinement import Refinement
 from supernet.strategies.state import SearchState
@@ -37,7 +40,9 @@ class FirstOrder(Strategy):
         init_std: standard deviation of the normal the logits start from.
         channels_last: memory format of the supernet and its inputs.
         ranking: how a relaxation without logits chooses.
-        refinement: of what the logits stand for in the end; None takes it as it is.
+        monitor: watches one with logits for collapse; None for none.
+        selection: settles its choices by perturbation; None takes the most probable ones.
+        refinement: of what is derived in the end; None takes it as it is.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class FirstOrder(Strategy):
         init_std: float,
         channels_last: bool,
         ranking: Ranking,
+        monitor: Monitor | None = None,
+        selection: Perturbation | None = None,
         refinement: Refinement | None = None,
     ) -> None:
         if not 0 <= warmup_epochs < epochs:
@@ -68,9 +75,14 @@ class FirstOrder(Strategy):
         self.weight_optimizer, self.arch_optimizer = dict(weight_optimizer), dict(arch_optimizer)
         self.scheduler = dict(scheduler)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.ranking, self.refinement = ranking, refinement
+        self.ranking, self.monitor = ranking, monitor
+        self.selection, self.refinement = selection, refinement
 
     def search(self, problem: Problem, run: Run) -> Answer:
+        if self.monitor is not None:
+            self.monitor.check(problem.relaxation)
+        if self.selection is not None:
+            self.selection.check(problem.relaxation)
         state = SearchState(
             problem,
             self.batch_size,
@@ -84,28 +96,44 @@ class FirstOrder(Strategy):
         self.train(state, run)
         if not problem.relaxation.has_logits:
             self.ranking.rank(state, run)
-        elif self.refinement is not None:
-            start = self._probable(problem, state.state_dict()).best(problem.objective.budget)
-            self.refinement.refine(state, run, start)
+            return self.answer(problem, state.state_dict())
+        if self.selection is not None:
+            self.selection.select(state, run, partial(self.weight_step, state, 1.0))
+        if self.refinement is not None:
+            self._refine(state, run)
         return self.answer(problem, state.state_dict())
 
     def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
         if not problem.relaxation.has_logits:
             return BestRanked(problem.space, state["ranked"], problem.limits)
-        probable = self._probable(problem, state)
+        derived = self._derived(problem, state)
         if self.refinement is None or not state["ranked"]:
-            return probable
+            return derived
         leaders = self.refinement.leaders(state["ranked"])
-        return Refined(BestRanked(problem.space, leaders, problem.limits), probable)
+        return Refined(BestRanked(problem.space, leaders, problem.limits), derived)
 
-    def _probable(self, problem: Problem, state: Mapping[str, Any]) -> MostProbable:
+    def _refine(self, state: SearchState, run: Run) -> None:
+        assert self.refinement is not None
+        problem = state.problem
+        start = self._derived(problem, state.state_dict()).best(problem.objective.budget)
+        scores = problem.space.scores(problem.relaxation.scores(state.parameters()))
+        place = {"step": state.step, "epoch": state.weight_stream.epoch}
+        for _ in self.refinement.refine(problem, run, start, scores, state.ranked, place):
+            run.save(state.state_dict())
+
+    def _derived(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
         names = problem.space.by_name
         logits = {name: state["logits"][f"logits.{name}"].detach() for name in names}
         scores = problem.relaxation.scores(logits)
         # A learned multiplier comes and goes by little where the expectation stays at the budget.
         learned = {"multiplier": 0.0, "used": 0.0, **state["objective"]}
         priced = learned["multiplier"] > 0 or learned["used"] >= LEAST_USE
-        return MostProbable(problem.space, scores, problem.cost, problem.limits, priced)
+        derived: Answer = MostProbable(problem.space, scores, problem.cost, problem.limits, priced)
+        selected = state.get("selected", {})
+        if len(selected) == len(names):
+            ranked = BestRanked(problem.space, [as_ranked(problem, selected)], problem.limits)
+            derived = Refined(ranked, derived)
+        return derived
 
     def train(self, state: SearchState, run: Run) -> None:
         """Run from the present step to the last; a log line and a checkpoint an epoch."""
@@ -121,6 +149,8 @@ class FirstOrder(Strategy):
         log = EpochLog(state, run, self.epochs)
         state.problem.supernet.train()
         for epoch in range(first, self.epochs):
+            if state.monitor.over:
+                break
             scheduler.step(epoch)
             searching = epoch >= self.warmup_epochs
             end = (epoch + 1) * num_steps
@@ -135,14 +165,25 @@ class FirstOrder(Strategy):
                     bar.update()
                     if state.step % run.checkpoint_every == 0 and state.step < end:
                         run.save(state.state_dict())
-            log.end_epoch(epoch, searching)
+            watched = self.monitor if searching and state.logits_optimizer else None
+            more = watched.measure(state, epoch, self.memory_format) if watched else {}
+            record = log.end_epoch(epoch, searching, more)
+            if watched:
+                watched.judge(state, run, record)
             run.save(state.state_dict())
 
-    def weight_step(self, state: SearchState, progress: float) -> None:
-        """One step of the weights on the weight half."""
+    def weight_step(
+        self, state: SearchState, progress: float, fixed: Weights | None = None
+    ) -> None:
+        """One step of the weights on the weight half.
+
+        Args:
+            fixed: weights of choices that are settled.
+        """
         problem, accelerator = state.problem, state.problem.accelerator
         images, labels = state.weight_stream.next()
         weights = problem.relaxation.for_weight_step(state.parameters(), state.generator, progress)
+        weights = {**weights, **(fixed or {})}
         state.weight_optimizer.zero_grad()  # to None: what does not run must not move
         with accelerator.autocast():
             outputs = state.wrapped(images.to(memory_format=self.memory_format), weights)

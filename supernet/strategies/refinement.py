@@ -11,31 +11,32 @@ from torch import Tensor
 
 from supernet.choice import Architecture
 from supernet.engine import Diverged
-from supernet.estimators.short_training import ShortTraining
+from supernet.estimators.short_training import ShortTraining, Trained
 from supernet.recipe import Recipe
 from supernet.space import SearchSpace
-from supernet.strategies.base import Problem, Run
-from supernet.strategies.state import SearchState
+from supernet.strategies.base import Problem, Run, limit_records
 
 log = logging.getLogger(__name__)
 
 
 class Refinement:
-    """Local search from the architecture that the logits stand for (White et al. 2021).
+    """Local search from an architecture (White et al. 2021).
 
-    In a supernet every path runs beside skips, so the logits tell what an operation adds, but not
-    whether a network trains that has no skip of its own. A few steps of a network as deep as the
-    one wanted tell just that. Those who differ from the leader in one choice are trained, from the
-    same weights on the same images, and the best takes the lead where it learns clearly faster: a
-    light network always learns a little faster at first, which says nothing of where it ends.
+    In a supernet every path runs beside skips, and its gradient is taken at given weights, so that
+    it tells what an operation adds, but not how a network trains that has no skip of its own. A few
+    steps of a network as deep as the one wanted tell just that. Those who differ from the leader in
+    one choice are trained, from the same seed on the same images, and the best takes the lead where
+    it learns clearly faster: a light network always learns a little faster at first, which says
+    nothing of where it ends.
 
     Args:
         moves: of the lead at most; each costs `num_neighbours` trainings.
-        num_neighbours: tried a move at most: those that the logits like best.
+        num_neighbours: tried a move at most: those with the best scores.
         steps: of a training.
-        margin: share of the leader's loss by which a neighbour must fall below it. The loss is the
-            mean over the second half of the training's steps (Ru et al. 2021, equation 1).
+        margin: by which the loss of a neighbour must be below the leader's, in nats. It is the
+            mean over the second half of the training's steps (Ru et al. 2021).
         recipe: of the trainings.
+        num_images: of the architecture half that judge a network, for the record.
         settings: of the space in which they differ from the search's, such as `num_cells`.
     """
 
@@ -47,47 +48,64 @@ class Refinement:
         steps: int,
         margin: float,
         recipe: Recipe,
+        num_images: int = 1000,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        numbers = {"moves": moves, "num_neighbours": num_neighbours, "steps": steps}
+        numbers = {
+            "moves": moves, "num_neighbours": num_neighbours, "steps": steps,
+            "num_images": num_images,
+        }  # fmt: skip
         for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"strategy.refinement.{name} must be 1 or more; got {value}")
-        if not 0 <= margin < 1:
-            raise ValueError(f"strategy.refinement.margin must be from 0 to below 1; got {margin}")
+        if margin < 0:
+            raise ValueError(f"strategy.refinement.margin must be 0 or more; got {margin}")
         self.moves, self.num_neighbours = moves, num_neighbours
         self.steps, self.margin = steps, margin
-        self.recipe, self.settings = recipe, dict(settings or {})
+        self.recipe, self.num_images, self.settings = recipe, num_images, dict(settings or {})
 
-    def refine(self, state: SearchState, run: Run, start: Architecture) -> None:
-        """Train the neighbourhood of `start` and of what takes the lead from it, into
-        `state.ranked`; a resume goes on from the trainings that it finds there."""
-        problem = state.problem
-        scores = problem.space.scores(problem.relaxation.scores(state.parameters()))
-        judge = ShortTraining(problem, self.recipe, num_images=0, settings=self.settings)
-        done, seen, leader = list(state.ranked), {start}, start
-        state.ranked, around = [], [start]
+    def refine(
+        self,
+        problem: Problem,
+        run: Run,
+        start: Architecture,
+        scores: Mapping[str, Tensor],
+        trainings: list[dict[str, Any]],
+        place: Mapping[str, Any],
+    ) -> Iterator[None]:
+        """Train the neighbourhood of `start` and of what takes the lead from it.
+
+        Args:
+            scores: by choice, of its options.
+            trainings: records of those done, taken up where they are the first ones here, and
+                added to; after each new one the caller may save.
+            place: what a record says of where in the search it is.
+        """
+        judge = ShortTraining(problem, self.recipe, self.num_images, self.settings)
+        num_known, seen, leader, around = len(trainings), 0, start, [start]
+        tried = {start}
         for move in range(self.moves + 1):
-            with run.progress(len(around), 0, f"refinement, move {move}") as bar:
+            with run.progress(len(around), 0, f"neighbours, move {move}") as bar:
                 for architecture in around:
-                    if done:
-                        state.ranked.append(done.pop(0))
-                    else:
-                        state.ranked.append(self._train(state, judge, architecture, move))
-                        run.log(state.ranked[-1])
-                        run.save(state.state_dict())
+                    seen += 1
+                    if seen > num_known:
+                        found = self._train(problem, judge, architecture)
+                        trainings.append({**place, "candidate": seen - 1, "move": move, **found})
+                        run.log(trainings[-1])
+                        yield
                     bar.update()
-            seen.update(around)
-            lead = self.leaders(state.ranked)[0]
+            tried.update(around)
+            lead = self.leaders(trainings[:seen])[0]
             if run.main:
                 log.info(
-                    "refinement, move %d: %d trained, the leader has a loss of %.3f: %s",
-                    move, len(around), lead["loss"], " ".join(lead["architecture"].values()),
+                    "move %d: %d trained; with %d steps the leader has a loss of %.3f: %s",
+                    move, len(around), self.steps, lead["train_loss"],
+                    " ".join(lead["architecture"].values()),
                 )  # fmt: skip
             if lead["move"] < move:
                 break
             leader = problem.space.architecture(lead["architecture"])
-            around = [a for a in self.neighbours(problem, leader, scores) if a not in seen]
+            around = [a for a in self.neighbours(problem, leader, scores) if a not in tried]
             if not around:
                 break
 
@@ -96,8 +114,10 @@ class Refinement:
         found: list[Mapping[str, Any]] = []
         for move in range(self.moves + 1):
             tried = [r for r in trainings if r["move"] == move]
-            best = min(tried, key=lambda r: r["loss"], default=None)
-            if best is None or found and best["loss"] >= (1 - self.margin) * found[0]["loss"]:
+            best = min(tried, key=lambda r: r["train_loss"], default=None)
+            if best is None:
+                break
+            if found and best["train_loss"] >= found[0]["train_loss"] - self.margin:
                 break
             found.insert(0, best)
         return [{**record, "rank_value": float(place)} for place, record in enumerate(found)]
@@ -115,22 +135,21 @@ class Refinement:
         return sorted(within, key=score, reverse=True)[: self.num_neighbours]
 
     def _train(
-        self, state: SearchState, judge: ShortTraining, architecture: Architecture, move: int
+        self, problem: Problem, judge: ShortTraining, architecture: Architecture
     ) -> dict[str, Any]:
         try:
-            loss = judge.train_loss(architecture, self.steps)
+            found = judge.judge(architecture, self.steps)
         except Diverged as error:
             log.warning("a neighbour is out: %s", error)
-            loss = sys.float_info.max
+            found = Trained(0.0, sys.float_info.max, sys.float_info.max)
+        cost = problem.cost.of(architecture)
         return {
-            "step": state.step,
-            "epoch": state.weight_stream.epoch,
-            "phase": "refine",
-            "candidate": len(state.ranked),
-            "move": move,
+            "phase": "rank",
             "steps": self.steps,
-            "loss": loss,
-            "cost": state.problem.cost.of(architecture),
+            **found._asdict(),
+            "cost": cost,
+            "limits": limit_records(problem, architecture, {}),
+            "rank_value": found.train_loss,
             "architecture": dict(architecture),
         }
 

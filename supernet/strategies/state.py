@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,23 @@ from supernet.choice import ArchitectureParameters
 from supernet.data import Loader, Stream
 from supernet.engine import Meter, check_optimizers
 from supernet.strategies.base import Problem
+
+
+@dataclass
+class Watched:
+    """What a monitor remembers.
+
+    Attributes:
+        curvatures: (epoch, eigenvalue), in order.
+        good: the last epoch within all shares, where there is one.
+        warned: rules that were broken.
+        over: the search has ended early.
+    """
+
+    curvatures: list[tuple[int, float]] = field(default_factory=list)
+    good: int | None = None
+    warned: list[str] = field(default_factory=list)
+    over: bool = False
 
 
 class SearchState:
@@ -28,8 +46,10 @@ class SearchState:
         wrapped: the supernet as the weight steps call it (DDP with several processes).
         logits_optimizer: None for a relaxation without logits.
         step: weight steps done.
-        ranked: architectures ranked so far, for a relaxation without logits or in a
-            refinement.
+        ranked: architectures ranked so far, for a relaxation without logits or in a refinement.
+        monitor: what the monitor of collapse remembers.
+        selected: option by choice, of those that selection by perturbation has settled.
+        tuned: weight steps done since the last of them.
     """
 
     def __init__(
@@ -75,6 +95,9 @@ class SearchState:
         self.weight_meter, self.arch_meter = Meter(accelerator.device), Meter(accelerator.device)
         self.step = 0
         self.ranked: list[dict[str, Any]] = []
+        self.monitor = Watched()
+        self.selected: dict[str, str] = {}
+        self.tuned = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -91,6 +114,9 @@ class SearchState:
             "generator": self.generator.get_state(),
             "rng": rng_state(),
             "ranked": self.ranked,
+            "monitor": asdict(self.monitor),
+            "selected": self.selected,
+            "tuned": self.tuned,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -100,16 +126,16 @@ class SearchState:
             ValueError: it is of another space or another setting.
         """
         try:
-            self.problem.supernet.load_state_dict(state["supernet"])
-            self.parameters.load_state_dict(state["logits"])
+            self.load_part(state)
             self.weight_optimizer.load_state_dict(state["weight_optimizer"])
             if self.logits_optimizer is not None:
                 self.logits_optimizer.load_state_dict(state["logits_optimizer"])
-            self.problem.objective.load_state_dict(state["objective"])
             for name in ("weight_stream", "arch_stream", "weight_meter", "arch_meter"):
                 getattr(self, name).load_state_dict(state[name])
             self.generator.set_state(state["generator"])
             self.ranked = list(state["ranked"])
+            self.monitor = Watched(**state["monitor"])
+            self.selected, self.tuned = dict(state["selected"]), state["tuned"]
             self.step = state["step"]
             set_rng_state(state["rng"])
         except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:
@@ -117,3 +143,9 @@ class SearchState:
                 f"the checkpoint does not fit this search ({error}): resume with the configuration "
                 "that made it, or choose another run_dir"
             ) from error
+
+    def load_part(self, state: Mapping[str, Any]) -> None:
+        """Take up what an answer is made of: weights, logits, multipliers."""
+        self.problem.supernet.load_state_dict(state["supernet"])
+        self.parameters.load_state_dict(state["logits"])
+        self.problem.objective.load_state_dict(state["objective"])

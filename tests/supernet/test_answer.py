@@ -138,3 +138,16 @@ def test_where_no_refined_one_is_within_a_budget_the_most_probable_one_is(priced
     assert answer.best(4.0, but) == probable.best(4.0, but)
     with pytest.raises(Infeasible, match="the reachable range is"):
         answer.best(0.1)
+
+
+def test_what_a_space_no_longer_allows_is_no_answer() -> None:
+    space = MBConv(stages=[[24, 2, 2]], kernels=[3, 5], expansions=[3])
+    options = [{"stage1_0": "k3_e3", "stage1_1": o} for o in ("zero", "k5_e3", "k3_e3")]
+    ranked = [
+        {"architecture": o, "cost": 1.0, "rank_value": i, "loss": 0.0, "candidate": i}
+        for i, o in enumerate(options)
+    ]
+    answer = BestRanked(space, ranked)
+    assert dict(answer.best(None)) == options[0]
+    space.at_most(["*=zero:0", "*=k3_e3:1"])
+    assert dict(answer.best(None)) == options[1]

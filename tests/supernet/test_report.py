@@ -336,6 +336,21 @@ def test_chain_colours_what_can_be_chosen():
     assert chain[5].detail == "16 /2"
 
 
+def test_collapse_is_shown(tmp_path):
+    run = make_run(tmp_path / "run", CELL, retrain=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["curvature"] = 0.1 * line["epoch"]
+    lines.append({
+        "step": 300, "epoch": 30, "phase": "monitor", "action": "rollback", "good_epoch": 24,
+        "why": "100% of the derived architecture's choices compute nothing", "rule": "skip",
+    })  # fmt: skip
+    write_lines(run / "metrics.jsonl", lines)
+    text = write_report(run).read_text()
+    assert "Largest eigenvalue of the Hessian" in text and "largest eigenvalue" in text
+    assert "After epoch 30 the monitor went back to epoch 24: 100% of the derived" in text
+
+
 # ---- comparison ----
 
 
@@ -377,10 +392,57 @@ def test_write_comparison(tmp_path):
     assert text + "\n" == (sweep / "comparison.txt").read_text()
     assert json.loads((sweep / "comparison.json").read_text())[3]["status"] == "failed"
     lines = text.splitlines()
-    assert len(lines) == 6 and "experiment" not in text
+    assert lines[6] == "" and "experiment" not in text
     assert lines[2].split()[:3] == ["0", "one_shot", "1"]
     assert "failed: it left no result" in lines[5]
     assert "softmax" in (sweep / "comparison.html").read_text()
+
+
+def test_jobs_that_differ_in_the_seed_alone_are_taken_together(tmp_path):
+    sweep = make_sweep(tmp_path / "sweep")
+    lines = write_comparison(sweep).splitlines()[7:]
+    assert lines[0].split()[:2] == ["mixed_op", "n"]
+    assert lines[2].split()[:5] == ["one_shot", "2", "29.50", "±", "0.71"]
+    assert lines[3].split()[:4] == ["softmax", "1", "(1", "failed)"] and "28.00" in lines[3]
+    first, second = json.loads((sweep / "comparison_over_seeds.json").read_text())
+    assert first["overrides"] == {"mixed_op": "one_shot"}
+    assert (first["n"], first["failed"]) == (2, 0)
+    assert first["accuracy"] == {"mean": 70.5, "std": pytest.approx(0.5**0.5)}
+    assert first["seconds"] == {"mean": 12.5, "std": 0.0}
+    assert first["test_accuracy"] == {"mean": None, "std": None}  # one of two retrained
+    assert (second["n"], second["failed"]) == (1, 1)
+    assert second["objective"] == {"mean": 28.0, "std": None}
+    assert "Over seeds" in (sweep / "comparison.html").read_text()
+
+
+def test_random_searches_stand_beside_their_jobs(tmp_path):
+    figures = {"search": (30.0, 93.0, 95.0), "random": (20.0, 91.0, 94.0)}
+    for seed in range(3):
+        job = tmp_path / str(seed)
+        write_lines(job / ".hydra" / "overrides.yaml", [])
+        (job / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([f"seed={seed}"]))
+        networks = []
+        for strategy, (objective, benchmark, test) in figures.items():
+            folder = job if strategy == "search" else job / "random_search"
+            folder.mkdir(exist_ok=True)
+            write_result(folder / "result.json", {
+                "cost": {"name": "params", "unit": ""}, "objective": objective + seed,
+                "accuracy": 100 - objective - seed, "seconds": {"search": 60.0},
+                "benchmark": {"accuracy": benchmark + 2 * seed},
+            })  # fmt: skip
+            name = "derived" if strategy == "search" else "best_at_random"
+            networks.append({"name": name, "accuracy": test + seed})
+        (job / "retrain").mkdir()
+        write_result(job / "retrain" / "result.json", {"networks": networks})
+    table = comparison_table(sorted(p for p in tmp_path.iterdir() if p.is_dir()))
+    names = [f"{seed}{own}" for seed in range(3) for own in ("", "/random_search")]
+    assert [row["job"] for row in table] == names
+    assert [row["overrides"]["strategy"] for row in table] == ["search", "random"] * 3
+    assert [row["test_accuracy"] for row in table] == [95.0, 94.0, 96.0, 95.0, 97.0, 96.0]
+    lines = write_comparison(tmp_path).splitlines()
+    assert lines[-2].split()[:2] == ["search", "3"] and lines[-1].split()[:2] == ["random", "3"]
+    assert "31.00 ± 1.00" in lines[-2] and "95.00 ± 2.00" in lines[-2]
+    assert "21.00 ± 1.00" in lines[-1] and "93.00 ± 2.00" in lines[-1]
 
 
 def test_a_sweep_with_more_than_ten_jobs_is_in_order(tmp_path):

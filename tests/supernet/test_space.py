@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from supernet.choice import Architecture, Choice
+from supernet.derive import check_space, derive
 from supernet.network import Network
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
 from supernet.spaces.mbconv import MBConv
@@ -92,6 +93,63 @@ def test_excluded_candidates_are_never_sampled_and_never_valid() -> None:
     assert {space.sample(generator) for _ in range(50)} == {settle(space, ("1", "off", "on"))}
     every = itertools.product(*(choice.options for choice in space.choices))
     assert [o for o in every if space.is_valid(settle(space, o))] == [("1", "off", "on")]
+
+
+def test_at_most_so_many_are_chosen() -> None:
+    space = NasBench201()
+    space.exclude(["*=none"])
+    space.at_most(["*=skip_connect:2", "edge_0_*=avg_pool_3x3:1"])
+    generator, skips, pools = torch.Generator().manual_seed(0), set(), set()
+    for _ in range(200):
+        drawn = dict(space.sample(generator))
+        skips.add(list(drawn.values()).count("skip_connect"))
+        pools.add([o for c, o in drawn.items() if c.startswith("edge_0")].count("avg_pool_3x3"))
+    assert skips == {0, 1, 2} and pools == {0, 1}
+    options = {choice.name: "skip_connect" for choice in space.choices}
+    assert not space.is_valid(space.architecture(options))
+
+
+def test_the_best_two_skips_are_kept() -> None:
+    """Skips win everywhere, by more on later edges: all but the best two give way to the next."""
+    space = NasBench201()
+    space.exclude(["*=none"])
+    space.at_most(["*=skip_connect:2"])
+    scores = {}
+    for number, choice in enumerate(space.choices):
+        p = torch.tensor([9.0, 4.0 + number, 1.0, 3.0, 2.0], dtype=torch.float64)
+        scores[choice.name] = torch.log(p / p.sum())
+    found = derive(space, scores)
+    kept = {"edge_1_3", "edge_2_3"}
+    assert {c for c, option in found if option == "skip_connect"} == kept
+    assert {option for c, option in found if c not in kept} == {"nor_conv_3x3"}
+
+
+def test_wildcards_in_the_names_of_choices() -> None:
+    space = NasBench201()
+    space.exclude(["edge_*_3=none"])
+    assert space.excluded == {(f"edge_{source}_3", "none") for source in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("*=on", "at_most='\\*=on' is not of the form choice=option:number"),
+        ("*=on:few", "at_most='\\*=on:few' is not of the form choice=option:number"),
+        ("top*=on:1", "has no choice 'top\\*'; valid: \\*, size, left, right"),
+        ("size=on:1", "'size' has no option 'on'; valid: 1, 4, 9"),
+    ],
+)
+def test_what_cannot_be_bounded_is_refused(pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Toy().at_most([pattern])
+
+
+def test_a_space_that_is_left_without_an_architecture_is_refused() -> None:
+    space = Toy()
+    space.at_most(["left=on:0", "right=on:0"])
+    with pytest.raises(ValueError, match="no valid architecture; exclude fewer .* at_most"):
+        check_space(space)
+    check_space(Toy())
 
 
 def test_sampling_does_not_starve_when_most_candidates_are_excluded() -> None:
