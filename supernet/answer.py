@@ -138,7 +138,7 @@ class Refined(Answer):
     """Of a search with logits whose most probable architecture was refined for one budget: the
     best refined one, or the most probable one where none is within another budget."""
 
-    def __init__(self, refined: BestRanked, probable: MostProbable) -> None:
+    def __init__(self, refined: BestRanked, probable: Answer) -> None:
         self.refined, self.probable = refined, probable
 
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
