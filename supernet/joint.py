@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from latency.recipe import recipe
-from supernet.mixed_ops.base import MixedOp, PathWeights
+from supernet.mixed_ops.base import MixedOp, PathWeights, Searchable
 
 Factor = Tensor | None  # a scalar; None is one
 
@@ -31,6 +31,13 @@ class Common:
         if name not in self._found:
             self._found[name] = function(self.x)
         return self._found[name]
+
+
+def separate(network: nn.Module) -> None:
+    """Have a supernet compute every candidate on its own: what the joint form is compared with."""
+    for module in network.modules():
+        if isinstance(module, Searchable):
+            module.joint = False
 
 
 class Joint(nn.Module):
