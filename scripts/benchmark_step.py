@@ -6,8 +6,8 @@
 A step is a weight step and a first-order architecture step. *Plain*: every candidate is computed on
 its own, channels first, in float32, and both halves make gradients of the weights. *Grouped* is the
 search's own step. The forms take turns in one process, so that a change of the machine's speed
-meets all; `ratio` is the median over the rounds. Peak memory is that of a fresh process, less what
-it held after importing and making the data.
+meets all; ratios are medians over the rounds, and CPU time is what a busy machine disturbs least.
+Peak memory is that of a fresh process, less what it held after importing and making the data.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def take_turns(cfg: DictConfig) -> dict[str, dict[str, Any]]:
             "min_s": min(seconds),
             "max_s": max(seconds),
             "seconds": seconds,
+            "cpu_seconds": stepper.cpu_seconds[1:],
             "wait_share": (stepper.waited() - before[form]) / sum(seconds),
         }
     return rows
@@ -139,8 +140,9 @@ def compare(rows: dict[str, dict[str, Any]]) -> None:
     """Set each form against the plain one, round by round."""
     for row in rows.values():
         if "plain" in rows:
-            pairs = zip(rows["plain"]["seconds"], row["seconds"], strict=True)
-            row["times_faster"] = statistics.median(one / other for one, other in pairs)
+            for name, kind in (("times_faster", "seconds"), ("times_less_cpu", "cpu_seconds")):
+                pairs = zip(rows["plain"][kind], row[kind], strict=True)
+                row[name] = statistics.median(one / other for one, other in pairs)
             if "peak_mib" in row:
                 row["memory_share"] = row["peak_mib"] / rows["plain"]["peak_mib"]
 
@@ -150,6 +152,7 @@ COLUMNS = {
     "min_s": "{:.3f}",
     "max_s": "{:.3f}",
     "times_faster": "{:.2f}",
+    "times_less_cpu": "{:.2f}",
     "peak_mib": "{:.0f}",
     "memory_share": "{:.0%}",
     "wait_share": "{:.1%}",
@@ -157,7 +160,7 @@ COLUMNS = {
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """All rows of a file for people; `times_faster` and `memory_share` are against `plain`."""
+    """All rows of a file for people; the ratios are to `plain`."""
     head = ["setting", "form", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for entry in entries:

@@ -57,6 +57,7 @@ class Stepper:
 
     Attributes:
         seconds: of every step so far.
+        cpu_seconds: the same by this process's CPU time, which other load disturbs less.
     """
 
     def __init__(self, cfg: DictConfig, data: Data, form: str) -> None:
@@ -88,6 +89,7 @@ class Stepper:
         self.with_logits = searches and self.state.logits_optimizer is not None
         self._warm_up()
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
 
     def _warm_up(self) -> None:
         """Every candidate runs once: all weights have their momentum then."""
@@ -98,13 +100,14 @@ class Stepper:
         problem.relaxation = relaxation
 
     def __call__(self) -> None:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         self.strategy.weight_step(self.state, 0.0)
         if self.with_logits:
             self.strategy.architecture_step(self.state, 0.0)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - start)
+        self.cpu_seconds.append(time.process_time() - cpu_start)
 
     def waited(self) -> float:
         """Seconds spent waiting for data so far."""

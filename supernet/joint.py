@@ -124,12 +124,14 @@ def joint_norm(y: Tensor, norms: Sequence[nn.BatchNorm2d], factors: Sequence[Fac
         scale = each if scale is None else scale * each
         bias = None if bias is None else bias * each
     mean, var = (torch.cat([getattr(n, name) for n in norms]) for name in _STATISTICS)
+    assert first.momentum is not None
     y = batch_norm(y, mean, var, scale, bias, first.training, first.momentum, first.eps)
     if first.training:
         with torch.no_grad():
             for name, values in zip(_STATISTICS, (mean, var), strict=True):
                 torch._foreach_copy_([getattr(n, name) for n in norms], values.split(width))
-            torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+            counts = [norm.num_batches_tracked for norm in norms]
+            torch._foreach_add_([count for count in counts if count is not None], 1)
     return y
 
 

@@ -91,11 +91,12 @@ def test_writes_rows_and_replaces_its_own(tmp_path: Path, capfd: pytest.CaptureF
 def test_compares_round_by_round() -> None:
     """A slow phase of the machine meets both forms of a round."""
     rows = {
-        "plain": {"seconds": [2.0, 8.0, 3.0], "peak_mib": 100.0},
-        "grouped": {"seconds": [1.0, 4.0, 1.0], "peak_mib": 40.0},
+        "plain": {"seconds": [2.0, 8.0, 3.0], "cpu_seconds": [2.0, 2.0, 3.0], "peak_mib": 100.0},
+        "grouped": {"seconds": [1.0, 4.0, 1.0], "cpu_seconds": [0.5, 1.0, 1.0], "peak_mib": 40.0},
     }
     compare(rows)
     assert rows["grouped"]["times_faster"] == 2.0
+    assert rows["grouped"]["times_less_cpu"] == 3.0
     assert rows["grouped"]["memory_share"] == 0.4
     line = table([{"setting": {"space": "s", "batch": 8}, "forms": rows}]).splitlines()[-1]
-    assert line == "| s, batch 8 | grouped |  |  |  | 2.00 | 40 | 40% |  |"
+    assert line == "| s, batch 8 | grouped |  |  |  | 2.00 | 3.00 | 40 | 40% |  |"

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from functools import cache, partial
 from itertools import product
+from typing import cast
 
 from torch import Tensor, nn
 
 from supernet.choice import Architecture, Choice
 from supernet.joint import add_jointly
-from supernet.mixed_ops.base import Candidates, Searchable, Weights, run_layer
+from supernet.mixed_ops.base import Candidates, MixedOp, Searchable, Weights, run_layer
 from supernet.network import Block, Network
 from supernet.ops.nasbench201 import ReLUConvBN, ResidualReduction, Zero
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
@@ -90,7 +91,8 @@ class Cell(Searchable):
             state, targets = totals[source], range(source + 1, NUM_NODES)
             if state is None:
                 state = x.new_zeros(x.shape)
-            positions = [self.edges[edge_name(source, target)] for target in targets]
+            names = [edge_name(source, target) for target in targets]
+            positions = [cast(MixedOp, self.edges[name]) for name in names]
             paths = [weights[position.choice.name] for position in positions]
             totals[source + 1 :] = add_jointly(state, positions, paths, totals[source + 1 :])
         output = totals[-1]
