@@ -95,9 +95,9 @@ def memory(cfg: DictConfig, form: str) -> float:
         return pool.submit(memory_here, cfg, form).result()
 
 
-def is_bfloat16_native() -> bool:
+def is_bfloat16_native(on_gpu: bool) -> bool:
     """Whether the search's device computes in bfloat16 itself."""
-    if torch.cuda.is_available():
+    if on_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
@@ -176,14 +176,15 @@ def table(entries: list[dict[str, Any]]) -> str:
 @command
 def main(cfg: DictConfig) -> None:
     check(cfg)
-    native = is_bfloat16_native()
+    on_gpu = cfg.device == "auto" and torch.cuda.is_available()
+    native = is_bfloat16_native(on_gpu)
     if cfg.precision == "bf16" and not native:
         log.warning("bfloat16 is not native to this device: it is emulated, which is slow")
     rows = take_turns(cfg)
     for form in cfg.forms if cfg.memory else ():
         rows[form]["peak_mib"] = memory(cfg, form)
     compare(rows)
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    gpu = {"gpu": torch.cuda.get_device_name()} if on_gpu else {}
     machine = {"cpu": cpu_name(), **gpu, **torch_versions(), "bfloat16_is_native": native}
     entry = {"setting": setting(cfg), "forms": rows, "machine": machine}
     output = Path(cfg.output)

@@ -100,3 +100,15 @@ def test_compares_round_by_round() -> None:
     assert rows["grouped"]["memory_share"] == 0.4
     line = table([{"setting": {"space": "s", "batch": 8}, "forms": rows}]).splitlines()[-1]
     assert line == "| s, batch 8 | grouped |  |  |  | 2.00 | 3.00 | 40 | 40% |  |"
+
+
+def test_the_plain_form_stays_in_float32() -> None:
+    cfg = configure("space=nasbench201", *SPACES["nasbench201"], "precision=bf16")
+    data = instantiate(cfg.data)
+    steppers = {form: Stepper(cfg, data, form) for form in ("plain", "grouped")}
+    for form, dtype in (("plain", torch.float32), ("grouped", torch.bfloat16)):
+        found = set()
+        stem = steppers[form].state.problem.supernet.stem
+        stem.register_forward_hook(lambda _, inputs, output, found=found: found.add(output.dtype))
+        steppers[form]()
+        assert found == {dtype}
