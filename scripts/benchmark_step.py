@@ -57,13 +57,14 @@ def take_turns(cfg: DictConfig) -> dict[str, dict[str, Any]]:
             stepper()
     rows = {}
     for form, stepper in steppers.items():
-        seconds = stepper.seconds[1:]
+        seconds, cpu_seconds = stepper.seconds[1:], stepper.cpu_seconds[1:]
         rows[form] = {
             "median_s": statistics.median(seconds),
             "min_s": min(seconds),
             "max_s": max(seconds),
+            "median_cpu_s": statistics.median(cpu_seconds),
             "seconds": seconds,
-            "cpu_seconds": stepper.cpu_seconds[1:],
+            "cpu_seconds": cpu_seconds,
             "wait_share": (stepper.waited() - before[form]) / sum(seconds),
         }
     return rows
@@ -151,6 +152,7 @@ COLUMNS = {
     "median_s": "{:.3f}",
     "min_s": "{:.3f}",
     "max_s": "{:.3f}",
+    "median_cpu_s": "{:.3f}",
     "times_faster": "{:.2f}",
     "times_less_cpu": "{:.2f}",
     "peak_mib": "{:.0f}",

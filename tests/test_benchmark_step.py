@@ -99,7 +99,7 @@ def test_compares_round_by_round() -> None:
     assert rows["grouped"]["times_less_cpu"] == 3.0
     assert rows["grouped"]["memory_share"] == 0.4
     line = table([{"setting": {"space": "s", "batch": 8}, "forms": rows}]).splitlines()[-1]
-    assert line == "| s, batch 8 | grouped |  |  |  | 2.00 | 3.00 | 40 | 40% |  |"
+    assert line == "| s, batch 8 | grouped |  |  |  |  | 2.00 | 3.00 | 40 | 40% |  |"
 
 
 def test_the_plain_form_stays_in_float32() -> None:
