@@ -1,75 +1,73 @@
-"""Steps per second, peak memory and share of time waiting for data, by space and mixed op.
+"""Seconds and peak memory of a search step, plain against grouped, of any space and mixed op.
 
-    python scripts/benchmark_step.py --batch 64 --steps 12
+    python scripts/benchmark_step.py space=nasbench201 mixed_op=softmax num_threads=1
+    python scripts/benchmark_step.py space=mbconv data.img_size=224 strategy.batch_size=8
 
-Each line is a process of its own: peak memory is its largest resident size less what it held after
-importing and building the data. A step is one weight step and, where there are logits, one
-architecture step. `one network` is the largest derived network, trained in the same way: what a
-weight step of `binary_gate` is to be compared with. Prints a table and, last, JSON.
+A step is a weight step and a first-order architecture step. *Plain*: every candidate is computed on
+its own, channels first, in float32, and both halves make gradients of the weights. *Grouped* is the
+search's own step. The forms take turns in one process, so that a change of the machine's speed
+meets all; ratios are medians over the rounds, and CPU time is what a busy machine disturbs least.
+Peak memory is that of a fresh process, less what it held after importing and making the data.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
+import logging
 import resource
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig
 
-from latency.model import params_cost
-from latency.sites import trace
-from supernet.data.digits import Digits
-from supernet.derive import derive
-from supernet.engine import make_accelerator
-from supernet.mixed_ops.base import MixedOp, PathWeights, Relaxation
-from supernet.mixed_ops.binary_gate import BinaryGate
-from supernet.mixed_ops.one_shot import OneShot
-from supernet.mixed_ops.softmax import Softmax
-from supernet.objective import TaskOnly
-from supernet.space import SearchSpace
-from supernet.spaces.mbconv import MBConv
-from supernet.spaces.nasbench201 import NasBench201
-from supernet.strategies.base import Problem
+from latency.backends.base import cpu_name, torch_versions
+from supernet.data import Data
+from supernet.files import read_json, write_json
 from supernet.strategies.first_order import FirstOrder
-from supernet.strategies.ranking import Ranking
-from supernet.strategies.state import SearchState
+from supernet_scripts.common import command, set_up_cpu
+from supernet_scripts.step_forms import FORMS, Stepper
 
-SMALL: dict[str, Any] = {
-    "stem_chs": 16,
-    "stem_stride": 1,
-    "first_chs": 8,
-    "stages": ((16, 3, 2), (24, 3, 2), (40, 3, 2)),
-    "head_chs": 128,
-}
-SPACES: dict[str, Callable[[], SearchSpace]] = {
-    "nasbench201": lambda: NasBench201(in_chans=1),
-    "mbconv_small": lambda: MBConv(in_chans=1, img_size=32, **SMALL),
-}
-MIXED_OPS: dict[str, Callable[[], Relaxation]] = {
-    "one_shot": OneShot,
-    "softmax": Softmax,
-    "binary_gate": BinaryGate,
-}
-ONE_NETWORK = "one network"
+log = logging.getLogger(__name__)
+
+STEPS = ("both", "weights")
 
 
-class Cycle(BinaryGate):
-    """Weight steps that take every option of every choice in turn: all get their momentum."""
+def make_data(cfg: DictConfig) -> Data:
+    set_up_cpu(cfg)
+    data: Data = instantiate(cfg.data)
+    data.search_splits(cfg.seed)  # made now, and kept
+    return data
 
-    turn = 0
 
-    def for_weight_step(self, logits: Any, generator: Any, progress: float) -> Any:
-        self.turn += 1
-        return {name: PathWeights((self.turn % len(v),)) for name, v in logits.items()}
+def take_turns(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """Seconds a step, by form."""
+    data = make_data(cfg)
+    steppers = {form: Stepper(cfg, data, form) for form in cfg.forms}
+    for stepper in steppers.values():
+        stepper()
+    before = {form: stepper.waited() for form, stepper in steppers.items()}
+    for _ in range(cfg.rounds):
+        for stepper in steppers.values():
+            stepper()
+    rows = {}
+    for form, stepper in steppers.items():
+        seconds, cpu_seconds = stepper.seconds[1:], stepper.cpu_seconds[1:]
+        rows[form] = {
+            "median_s": statistics.median(seconds),
+            "min_s": min(seconds),
+            "max_s": max(seconds),
+            "median_cpu_s": statistics.median(cpu_seconds),
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "wait_share": (stepper.waited() - before[form]) / sum(seconds),
+        }
+    return rows
 
 
 def peak_mib() -> float:
@@ -80,108 +78,122 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def make_strategy(batch: int) -> FirstOrder:
-    return FirstOrder(
-        epochs=1,
-        warmup_epochs=0,
-        arch_every=1,
-        batch_size=batch,
-        weight_optimizer={"opt": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 3e-4},
-        arch_optimizer={"opt": "adam", "lr": 1e-3, "betas": (0.0, 0.999), "weight_decay": 0.0},
-        scheduler={"sched": "cosine"},
-        clip_grad=5.0,
-        init_std=1e-3,
-        channels_last=True,
-        ranking=Ranking(1, 1, batch),
-    )
-
-
-def work(space_name: str, mixed_op: str, batch: int, steps: int, weights_only: bool) -> dict:
-    """Measure in this process; `weights_only` takes no architecture steps."""
-    data = Digits(img_size=32)
-    data.search_splits(0)
+def memory_here(cfg: DictConfig, form: str) -> float:
+    """MiB that the form's steps need beyond imports and data, in this process."""
+    data = make_data(cfg)
     before = peak_mib()
-    space, relaxation = SPACES[space_name](), MIXED_OPS.get(mixed_op, BinaryGate)()
-    sites = trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 32, 32))
-    cost = params_cost(space.choices, sites)
-    largest = derive(space, cost.per_option)
-    if mixed_op == ONE_NETWORK:
-        supernet, weights_only = space.build_network(largest, 10), True
-    else:
-        relaxation = Cycle() if weights_only and mixed_op == "binary_gate" else relaxation
-        supernet = space.build_supernet(10, relaxation.build)
-    problem = Problem(
-        space, supernet, relaxation, TaskOnly(), cost, data, make_accelerator("no", "cpu"), 0
-    )
-    strategy = make_strategy(batch)
-    state = SearchState(
-        problem,
-        batch,
-        strategy.weight_optimizer,
-        strategy.arch_optimizer,
-        strategy.init_std,
-        strategy.memory_format,
-    )
-    supernet.train()
-    seconds, waited = [], 0.0
-    for step in range(steps):
-        start, waits = time.perf_counter(), state.weight_stream.wait_seconds
-        strategy.weight_step(state, step / steps)
-        if state.logits_optimizer is not None and not weights_only:
-            strategy.architecture_step(state)
-        seconds.append(time.perf_counter() - start)
-        waited += state.weight_stream.wait_seconds - waits
+    stepper = Stepper(cfg, data, form)
+    for _ in range(cfg.memory_rounds):
+        stepper()
+    if stepper.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_mib() - before
+
+
+def memory(cfg: DictConfig, form: str) -> float:
+    """The same in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(memory_here, cfg, form).result()
+
+
+def is_bfloat16_native(on_gpu: bool) -> bool:
+    """Whether the search's device computes in bfloat16 itself."""
+    if on_gpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def setting(cfg: DictConfig) -> dict[str, Any]:
+    """What tells one row from another."""
+    chosen = HydraConfig.get().runtime.choices
+    own = [o for o in HydraConfig.get().overrides.task if o.startswith("space.")]
     return {
-        "space": space_name,
-        "mixed_op": mixed_op,
-        "weights_only": weights_only,
-        "batch": batch,
-        "median_s": statistics.median(seconds[2:]),
-        "peak_mib": peak_mib() - before,
-        "wait_share": waited / sum(seconds),
-    }
-
-
-def spawn(*arguments: Any) -> dict[str, Any]:
-    """`work` in a fresh process."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--worker", json.dumps(arguments)]
-        done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(work(*options.worker)))
-        return
-    rows = []
-    print(f"{'space':12} {'mixed op':12} {'step':8} {'steps/s':>8} {'peak MiB':>9} {'waiting':>8}")
-    for space in SPACES:
-        for mixed_op in (ONE_NETWORK, *MIXED_OPS):
-            for weights_only in (True, False):
-                if not weights_only and mixed_op in (ONE_NETWORK, "one_shot"):
-                    continue
-                row = spawn(space, mixed_op, options.batch, options.steps, weights_only)
-                rows.append(row)
-                kind = "weights" if weights_only else "both"
-                print(
-                    f"{space:12} {mixed_op:12} {kind:8} {1 / row['median_s']:8.2f} "
-                    f"{row['peak_mib']:9.0f} {row['wait_share']:8.1%}",
-                    flush=True,
-                )
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
+        "space": " ".join([chosen["space"], *own]),
+        "mixed_op": chosen["mixed_op"],
+        "pixels": cfg.data.img_size,
+        "batch": cfg.strategy.batch_size,
+        "step": cfg.step,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "precision": "float32" if cfg.precision == "no" else cfg.precision,
     }
-    print(json.dumps({"machine": machine, "rows": rows}))
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        ValueError: names the setting and its valid values.
+    """
+    if not cfg.forms or not set(cfg.forms) <= set(FORMS):
+        raise ValueError(f"forms={list(cfg.forms)} must be some of {', '.join(FORMS)}")
+    if cfg.step not in STEPS:
+        raise ValueError(f"step={cfg.step!r} is unknown; valid: {', '.join(STEPS)}")
+    if cfg.rounds < 1 or cfg.memory_rounds < 1:
+        raise ValueError(f"rounds={cfg.rounds}, memory_rounds={cfg.memory_rounds}: at least 1 each")
+    if get_class(cfg.strategy["_target_"]) is not FirstOrder:
+        raise ValueError(
+            f"strategy={cfg.strategy['_target_']!r}: first-order steps are measured; "
+            "set strategy=first_order"
+        )
+
+
+def compare(rows: dict[str, dict[str, Any]]) -> None:
+    """Set each form against the plain one, round by round."""
+    for row in rows.values():
+        if "plain" in rows:
+            for name, kind in (("times_faster", "seconds"), ("times_less_cpu", "cpu_seconds")):
+                pairs = zip(rows["plain"][kind], row[kind], strict=True)
+                row[name] = statistics.median(one / other for one, other in pairs)
+            if "peak_mib" in row:
+                row["memory_share"] = row["peak_mib"] / rows["plain"]["peak_mib"]
+
+
+COLUMNS = {
+    "median_s": "{:.3f}",
+    "min_s": "{:.3f}",
+    "max_s": "{:.3f}",
+    "median_cpu_s": "{:.3f}",
+    "times_faster": "{:.2f}",
+    "times_less_cpu": "{:.2f}",
+    "peak_mib": "{:.0f}",
+    "memory_share": "{:.0%}",
+    "wait_share": "{:.1%}",
+}
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """All rows of a file for people; the ratios are to `plain`."""
+    head = ["setting", "form", *COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for entry in entries:
+        words = [f"{value}" if isinstance(value, str) else f"{key} {value}"
+                 for key, value in entry["setting"].items()]  # fmt: skip
+        for form, row in entry["forms"].items():
+            cells = [text.format(row[key]) if key in row else "" for key, text in COLUMNS.items()]
+            lines.append("| " + " | ".join([", ".join(words), form, *cells]) + " |")
+    return "\n".join(lines)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="benchmark_step")
+@command
+def main(cfg: DictConfig) -> None:
+    check(cfg)
+    on_gpu = cfg.device == "auto" and torch.cuda.is_available()
+    native = is_bfloat16_native(on_gpu)
+    if cfg.precision == "bf16" and not native:
+        log.warning("bfloat16 is not native to this device: it is emulated, which is slow")
+    rows = take_turns(cfg)
+    for form in cfg.forms if cfg.memory else ():
+        rows[form]["peak_mib"] = memory(cfg, form)
+    compare(rows)
+    gpu = {"gpu": torch.cuda.get_device_name()} if on_gpu else {}
+    machine = {"cpu": cpu_name(), **gpu, **torch_versions(), "bfloat16_is_native": native}
+    entry = {"setting": setting(cfg), "forms": rows, "machine": machine}
+    output = Path(cfg.output)
+    entries = read_json(output, "benchmark")["entries"] if output.exists() else []
+    entries = [old for old in entries if old["setting"] != entry["setting"]] + [entry]
+    write_json(output, {"entries": entries})
+    print(table(entries))
 
 
 if __name__ == "__main__":

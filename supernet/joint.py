@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from latency.recipe import recipe
-from supernet.mixed_ops.base import MixedOp, PathWeights
+from supernet.mixed_ops.base import MixedOp, PathWeights, Searchable
 
 Factor = Tensor | None  # a scalar; None is one
 
@@ -31,6 +31,13 @@ class Common:
         if name not in self._found:
             self._found[name] = function(self.x)
         return self._found[name]
+
+
+def separate(network: nn.Module) -> None:
+    """Have a supernet compute every candidate on its own: what the joint form is compared with."""
+    for module in network.modules():
+        if isinstance(module, Searchable):
+            module.joint = False
 
 
 class Joint(nn.Module):
@@ -117,12 +124,14 @@ def joint_norm(y: Tensor, norms: Sequence[nn.BatchNorm2d], factors: Sequence[Fac
         scale = each if scale is None else scale * each
         bias = None if bias is None else bias * each
     mean, var = (torch.cat([getattr(n, name) for n in norms]) for name in _STATISTICS)
+    assert first.momentum is not None
     y = batch_norm(y, mean, var, scale, bias, first.training, first.momentum, first.eps)
     if first.training:
         with torch.no_grad():
             for name, values in zip(_STATISTICS, (mean, var), strict=True):
                 torch._foreach_copy_([getattr(n, name) for n in norms], values.split(width))
-            torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+            counts = [norm.num_batches_tracked for norm in norms]
+            torch._foreach_add_([count for count in counts if count is not None], 1)
     return y
 
 

@@ -47,7 +47,14 @@ class Scalable(dict[str, Callable[[], nn.Module]]):
 
 
 class Searchable(nn.Module):
-    """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`."""
+    """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`.
+
+    Attributes:
+        joint: whether candidates that read the same input are computed together
+            (`supernet.joint`).
+    """
+
+    joint = False
 
     def compact(self, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
         """In a derived network: leave out what has no effect, share what is computed twice.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from itertools import product
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -97,7 +98,8 @@ class Cell(Searchable):
             state, targets = totals[source], range(source + 1, NUM_NODES)
             if state is None:
                 state = x.new_zeros(x.shape)
-            positions = [self.edges[edge_name(source, target)] for target in targets]
+            names = [edge_name(source, target) for target in targets]
+            positions = [cast(MixedOp, self.edges[name]) for name in names]
             paths = [weights[position.choice.name] for position in positions]
             totals[source + 1 :] = add_jointly(state, positions, paths, totals[source + 1 :])
         output = totals[-1]

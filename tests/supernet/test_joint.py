@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.mixed_ops.base import PathWeights
+from supernet.joint import separate
+from supernet.mixed_ops.base import PathWeights, Searchable
 from supernet.network import Network
 from supernet.space import SearchSpace
-from supernet.spaces.nasbench201 import Cell, NasBench201
+from supernet.spaces.nasbench201 import NasBench201
 
 SPACES = {"nasbench201": NasBench201(widths=(8, 16), num_cells=2, img_size=8)}
 
@@ -19,10 +20,9 @@ SPACES = {"nasbench201": NasBench201(widths=(8, 16), num_cells=2, img_size=8)}
 def plain(supernet: Network) -> Network:
     """A copy that computes every candidate of every edge on its own."""
     twin = copy.deepcopy(supernet)
-    for module in twin.modules():
-        if isinstance(module, Cell):
-            assert module.joint
-            module.joint = False
+    separate(twin)
+    joint = [isinstance(m, Searchable) and m.joint for m in supernet.modules()]
+    assert any(joint) and not any(isinstance(m, Searchable) and m.joint for m in twin.modules())
     return twin
 
 
