@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from supernet.mixed_ops.base import Candidates, MixedOp
 from supernet.network import Network
 
 Select = Callable[[Choice, Candidates], nn.Module]
+Way = tuple[tuple[str, str], ...]  # (choice, option) pairs
 
 
 @dataclass(frozen=True)
@@ -221,22 +223,32 @@ class SearchSpace(ABC):
             constraint.holds(architecture) for constraint in self.constraints
         )
 
+    def ways(self) -> Sequence[Sequence[Way]]:
+        """The choices in groups, each with the ways to settle it: sampling draws one of each.
+
+        By default a choice is a group, and its ways are the options that are not excluded. Where
+        constraints leave few of all combinations, a space groups the choices that they tie
+        together and lists the valid ways alone.
+        """
+        return [[((c.name, option),) for option in self.allowed(c)] for c in self.choices]
+
     def sample(self, generator: torch.Generator) -> Architecture:
         """Draw uniformly among the valid architectures (by rejection of what is not)."""
-        allowed = {choice.name: self.allowed(choice) for choice in self.choices}
+        groups = self.ways()
         while True:
-            architecture = self.architecture(
-                {
-                    name: options[int(torch.randint(len(options), (1,), generator=generator))]
-                    for name, options in allowed.items()
-                }
-            )
+            drawn = [g[int(torch.randint(len(g), (1,), generator=generator))] for g in groups]
+            architecture = self.architecture(dict(chain.from_iterable(drawn)))
             if self.is_valid(architecture):
                 return architecture
 
     def scores(self, option_scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Hook for spaces whose probabilities do not multiply: the linear score of each option."""
         return option_scores
+
+    def shares(self, probabilities: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Hook for spaces whose constraints tie choices together: how often a valid architecture
+        has each option, differentiable; what is expected of its cost is the sum over these."""
+        return probabilities
 
     @cached_property
     def by_name(self) -> dict[str, Choice]:
