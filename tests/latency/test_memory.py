@@ -112,7 +112,6 @@ def test_bytes_go_by_the_networks_dtype_and_nothing_of_it_changes() -> None:
 
 SPACES: dict[str, SearchSpace] = {
     "nasbench201": NasBench201(widths=(4, 8), num_cells=1, img_size=8),
-    "darts": Darts(width=4, num_cells=3, img_size=8),
     "mbconv": MBConv(
         img_size=16, stem_chs=8, first_chs=8, stages=[(8, 2, 1), (16, 2, 2)], kernels=(3, 5),
         expansions=(1, 4), head_chs=24,
@@ -246,6 +245,16 @@ def test_some_options_never_need_more_than_all(measured) -> None:
         kept = torch.rand(len(space.choices), generator=generator) < 0.5
         part = {n: o for (n, o), keep in zip(architecture, kept.tolist(), strict=True) if keep}
         assert cost.at_least({}) <= cost.at_least(part) <= peak
+
+
+def test_edges_that_are_left_out_take_no_memory() -> None:
+    space = Darts(width=4, num_cells=3, img_size=8)
+    cost, generator = cost_of(space), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        architecture = space.sample(generator)
+        peak = peak_memory(space.build_network(architecture, 10), (1, 3, 8, 8))
+        part = {n: o for n, o in architecture if n.startswith("normal")}
+        assert cost.at_least({}) <= cost.at_least(part) <= cost.of(architecture) == peak
 
 
 def test_rows_and_cuts_forbid_nothing_that_is_within(measured) -> None:

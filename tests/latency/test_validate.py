@@ -19,7 +19,6 @@ from latency.validate import calibrate, describe, draw, measure_with_networks
 from supernet.choice import Architecture
 from supernet.mixed_ops.base import MixedOp
 from supernet.space import SearchSpace
-from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -29,7 +28,6 @@ SPACES: dict[str, SearchSpace] = {
         expansions=(3,), head_chs=24,
     ),
     "nasbench201": NasBench201(widths=(4, 8), num_cells=1, img_size=8),
-    "darts": Darts(width=4, num_cells=3, img_size=8),
 }  # fmt: skip
 
 
