@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import conv2d, pad, relu
 
+from latency.recipe import recipe
+from supernet.joint import Common, Factor, Joint, joint_norm, norm_once
 from supernet.mixed_ops.base import Parts
 
 
-class Zero(Parts):
+class Zero(Parts, Joint):
     """`none`: the edge carries nothing. A derived cell leaves it out, hence no part is measured."""
 
     def __init__(self, stride: int) -> None:
@@ -19,8 +23,17 @@ class Zero(Parts):
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
+    def kind(self) -> Hashable:
+        return None
 
-class Pool(nn.Module):
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        return None
+
+
+class Pool(Joint):
     """3x3 maximum or average, then a batch norm without scale and shift where `norm`."""
 
     def __init__(self, chs: int, kind: str, stride: int, norm: bool) -> None:
@@ -34,6 +47,26 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pool(x))
+
+    def kind(self) -> Hashable:
+        return recipe(self)
+
+    @classmethod
+    def once(cls, modules: Sequence[Joint], common: Common) -> Tensor | None:
+        """All pools are one, and in training their norms see the same batch."""
+        pool, norm = modules[0].pool, modules[0].norm
+        if isinstance(norm, nn.BatchNorm2d) and not norm.training:
+            return None  # of statistics of their own
+        x = common.once(recipe(pool), pool)
+        return norm_once(x, [m.norm for m in modules]) if isinstance(norm, nn.BatchNorm2d) else x
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        pool = modules[0].pool
+        x = common.once(recipe(pool), pool)
+        return joint_norm(torch.cat([x] * len(modules), dim=1), [m.norm for m in modules], factors)
 
 
 class DepthwiseSeparable(nn.Module):
@@ -55,14 +88,36 @@ class DepthwiseSeparable(nn.Module):
         return self.norm(self.pointwise(self.depthwise(self.relu(x))))
 
 
-class DilatedConv(DepthwiseSeparable):
+def _side_by_side(
+    x: Tensor, modules: Sequence[DepthwiseSeparable], factors: Sequence[Factor]
+) -> Tensor:
+    """All of `modules` after their ReLU, each on its part of x's channels."""
+    first = modules[0].depthwise
+    depthwise = torch.cat([m.depthwise.weight for m in modules])
+    pointwise = torch.cat([m.pointwise.weight for m in modules])
+    settings = first.stride, first.padding, first.dilation
+    y = conv2d(x, depthwise, None, *settings, groups=len(depthwise))
+    y = conv2d(y, pointwise, groups=len(modules))
+    return joint_norm(y, [m.norm for m in modules], factors)
+
+
+class DilatedConv(DepthwiseSeparable, Joint):
     """`dil_conv`: once, with dilation 2."""
 
     def __init__(self, chs: int, kernel: int, stride: int, affine: bool) -> None:
         super().__init__(chs, chs, kernel, stride, dilation=2, affine=affine)
 
+    def kind(self) -> Hashable:
+        return recipe(self)
 
-class SeparableConv(nn.Module):
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        return _side_by_side(common.rectified(len(modules)), modules, factors)
+
+
+class SeparableConv(Joint):
     """`sep_conv`: twice, the first with the stride."""
 
     def __init__(self, chs: int, kernel: int, stride: int, affine: bool) -> None:
@@ -73,8 +128,19 @@ class SeparableConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))
 
+    def kind(self) -> Hashable:
+        return recipe(self)
 
-class FactorizedReduction(nn.Module):
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        plain = [None] * len(modules)
+        y = _side_by_side(common.rectified(len(modules)), [m.first for m in modules], plain)
+        return _side_by_side(relu(y, inplace=True), [m.second for m in modules], factors)
+
+
+class FactorizedReduction(Joint):
     """A skip of stride 2: ReLU, two 1x1 convolutions that read every other pixel, the second one
     pixel further down and right, side by side; batch norm."""
 
@@ -86,13 +152,29 @@ class FactorizedReduction(nn.Module):
         self.norm = nn.BatchNorm2d(out_chs, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.reduce(self.relu(x)))
+        x = self.relu(x)
+        return self.norm(torch.cat([self.even(x), self.odd(_shifted(x))], dim=1))
 
-    def reduce(self, x: Tensor) -> Tensor:
-        """Before the norm; a side of odd length is continued by zeros."""
-        height, width = x.shape[-2:]
-        shifted = x if height % 2 == width % 2 == 0 else pad(x, (0, width % 2, 0, height % 2))
-        return torch.cat([self.even(x), self.odd(shifted[:, :, 1:, 1:])], dim=1)
+    def kind(self) -> Hashable:
+        return recipe(self)
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        x = common.rectified()
+        even = conv2d(x, torch.cat([m.even.weight for m in modules]), stride=2)
+        odd = conv2d(_shifted(x), torch.cat([m.odd.weight for m in modules]), stride=2)
+        halves = (half.chunk(len(modules), dim=1) for half in (even, odd))
+        y = torch.cat([part for pair in zip(*halves, strict=True) for part in pair], dim=1)
+        return joint_norm(y, [m.norm for m in modules], factors)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """From one pixel further down and right; a side of odd length is continued by zeros."""
+    height, width = x.shape[-2:]
+    x = x if height % 2 == width % 2 == 0 else pad(x, (0, width % 2, 0, height % 2))
+    return x[:, :, 1:, 1:]
 
 
 class AuxiliaryHead(nn.Sequential):

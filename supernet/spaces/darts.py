@@ -134,7 +134,7 @@ class Darts(SearchSpace):
                 _entry(out_chs, width, 1, affine),
             )
             before, out_chs = (out_chs, stride), len(NODES) * width
-            blocks.append(Block(Cell(entries, layers), out_chs, stride))
+            blocks.append(Block(Cell(entries, layers, joint=search), out_chs, stride))
         after = self.reductions[-1]
         side = math.ceil(math.ceil(self.img_size / 2) / 2)
         return Network(

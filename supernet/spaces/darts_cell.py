@@ -8,6 +8,7 @@ import torch
 from timm.layers import drop_path
 from torch import Tensor, nn
 
+from supernet.joint import add_jointly
 from supernet.mixed_ops.base import Searchable, Weights, run_layer
 from supernet.ops.darts import Zero
 from supernet.spaces.nasbench201 import Sum
@@ -39,12 +40,18 @@ class Cell(Searchable):
     Args:
         entries: bring the two inputs to the cell's width and resolution.
         layers: by (source, target), fixed or searchable; edges that are `none` are left out.
+        joint: whether what reads a node is computed together (`supernet.joint`); all edges are
+            searchable then.
     """
 
     def __init__(
-        self, entries: Sequence[nn.Module], layers: Mapping[tuple[int, int], nn.Module]
+        self,
+        entries: Sequence[nn.Module],
+        layers: Mapping[tuple[int, int], nn.Module],
+        joint: bool = False,
     ) -> None:
         super().__init__()
+        self.joint = joint
         self.entries = nn.ModuleList(entries)
         kept = {edge for edge in EDGES if not isinstance(layers[edge], Zero)}
         for node in NODES:  # invalid, but it can be built
@@ -58,6 +65,9 @@ class Cell(Searchable):
     def forward(self, before: Tensor, last: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, C', H', W'), (N, C'', H, W) -> (N, 4 C, H / stride, W / stride)."""
         states = [entry(x) for entry, x in zip(self.entries, (before, last), strict=True)]
+        if self.joint:
+            assert weights is not None
+            return self.output(*self._jointly(states, weights))
         for node, add in zip(NODES, self.nodes, strict=True):
             names = [(s, edge_name(s, node)) for s in incoming(node)]
             terms = [
@@ -70,6 +80,25 @@ class Cell(Searchable):
                 total = total + term
             states.append(total)
         return self.output(*states[NODES[0] :])
+
+    def _jointly(self, inputs: Sequence[Tensor], weights: Weights) -> list[Tensor]:
+        """The states of the nodes."""
+        totals: list[Tensor | None] = [*inputs, *[None] * len(NODES)]
+        for source in range(NODES[-1]):
+            targets = [node for node in NODES if node > source]
+            positions = [self.edges[edge_name(source, node)] for node in targets]
+            paths = [weights[position.choice.name] for position in positions]
+            state = self._state(totals, source)
+            totals[targets[0] :] = add_jointly(state, positions, paths, totals[targets[0] :])
+        return [self._state(totals, node) for node in NODES]
+
+    def _state(self, totals: Sequence[Tensor | None], node: int) -> Tensor:
+        """A node's sum; that of nothing is zero."""
+        if (total := totals[node]) is not None:
+            return total
+        zero = self.edges[edge_name(0, NODES[0])].candidates["none"]
+        output: Tensor = zero(totals[0])
+        return output
 
     def _run(self, layer: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:
         """An edge; in training, a derived cell drops paths that compute something (section 3.2)."""

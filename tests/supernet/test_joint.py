@@ -11,16 +11,21 @@ from torch import Tensor, nn
 from supernet.mixed_ops.base import PathWeights
 from supernet.network import Network
 from supernet.space import SearchSpace
+from supernet.spaces import darts_cell
+from supernet.spaces.darts import Darts
 from supernet.spaces.nasbench201 import Cell, NasBench201
 
-SPACES = {"nasbench201": NasBench201(widths=(8, 16), num_cells=2, img_size=8)}
+SPACES = {
+    "nasbench201": NasBench201(widths=(8, 16), num_cells=2, img_size=8),
+    "darts": Darts(width=4, num_cells=3, img_size=8),
+}
 
 
 def plain(supernet: Network) -> Network:
     """A copy that computes every candidate of every edge on its own."""
     twin = copy.deepcopy(supernet)
     for module in twin.modules():
-        if isinstance(module, Cell):
+        if isinstance(module, Cell | darts_cell.Cell):
             assert module.joint
             module.joint = False
     return twin
