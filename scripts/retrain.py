@@ -34,6 +34,7 @@ from supernet_scripts.common import (
     hide_other_ranks,
     make_objective,
     measure_run,
+    measure_space,
     open_run,
     plain,
     run_config,
@@ -50,8 +51,8 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
 
     Args:
         run_cfg: configuration of the search.
-        cfg: recipe, init, baseline, num_baselines, tracker, device, precision, resume, and
-            `architecture` where it is not the run's.
+        cfg: recipe, init, retrain_space, baseline, num_baselines, tracker, device, precision,
+            resume, and `architecture` where it is not the run's.
         run: folder of the search.
         folder: for the results, one folder in it a network.
     """
@@ -68,6 +69,14 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     limits = measured.limits(space, make_objective(run_cfg))
     random = _baseline(cfg, space, cost, budget, limits, derived, seed)
     architectures = {"derived": derived, **random}
+    if cfg.retrain_space:
+        if cfg.init != "scratch":
+            raise ValueError(f"retrain_space={cfg.retrain_space} leaves no weights to inherit; "
+                             "set init=scratch")  # fmt: skip
+        settings = plain(cfg.retrain_space)
+        architectures = {n: SearchSpace.resized(a, settings) for n, a in architectures.items()}
+        space = SearchSpace.of(architectures["derived"])
+        measured = measure_space(run_cfg, data, space, with_table=False)
     recipe: Recipe = instantiate(cfg.recipe)
     entries = []
     for name, architecture in architectures.items():

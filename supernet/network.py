@@ -212,6 +212,31 @@ class Network(nn.Module):
         return list(levels), [int(module.rpartition(".")[2]) for module in modules]
 
 
+class WithAuxiliary(nn.Module):
+    """A network in training beside its auxiliary classifier; call it for the logits of both.
+
+    Raises:
+        ValueError: the network has none.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        if network.auxiliary is None:
+            raise ValueError("the network has no auxiliary classifier; set recipe.aux_weight=0")
+        self.network, self.after = network, network.auxiliary.after
+        self.head = network.auxiliary.build(network.num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, in_chans, H, W) -> (N, num_classes) twice."""
+        network = self.network
+        inputs = network._start(x)
+        for index, block in enumerate(network.blocks):
+            inputs = network._next(block, inputs)
+            if index == self.after:
+                auxiliary = self.head(inputs[-1])
+        return network.forward_head(network.final(inputs[-1])), auxiliary
+
+
 def _feature_info(blocks: Sequence[Block], stem_stride: int) -> list[dict[str, Any]]:
     """The last block of every resolution, in timm's form."""
     info: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar
@@ -253,6 +253,17 @@ class SearchSpace(ABC):
     @cached_property
     def by_name(self) -> dict[str, Choice]:
         return {choice.name: choice for choice in self.choices}
+
+    @staticmethod
+    def resized(architecture: Architecture, settings: Mapping[str, Any]) -> Architecture:
+        """The same options with other settings of the space, say more cells.
+
+        Raises:
+            ValueError: the space refuses the settings, or has other choices with them.
+        """
+        merged = canonical_json({**json.loads(architecture.settings), **settings})
+        found = replace(architecture, settings=merged)
+        return SearchSpace.of(found).check(found)
 
     @staticmethod
     def of(architecture: Architecture) -> SearchSpace:

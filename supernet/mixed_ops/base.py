@@ -32,7 +32,14 @@ Candidates = Mapping[str, Callable[[], nn.Module]]  # option -> builder of its m
 
 
 class Searchable(nn.Module):
-    """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`."""
+    """A module that is called with `(x, weights)`; a fixed layer is called with `(x)`.
+
+    Attributes:
+        drop_path_rate: of a derived network's paths in training, image by image; None where there
+            are none to drop.
+    """
+
+    drop_path_rate: float | None = None
 
     def compact(self, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
         """In a derived network: leave out what has no effect, share what is computed twice.

@@ -60,7 +60,7 @@ class Cell(Searchable):
         self.edges = nn.ModuleDict({edge_name(*e): layers[e] for e in EDGES if e in kept})
         self.nodes = nn.ModuleList(Sum() for _ in NODES)
         self.output = Concat()
-        self.drop_path_rate = 0.0
+        self.drop_path_rate: float = 0.0
 
     def forward(self, before: Tensor, last: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, C', H', W'), (N, C'', H, W) -> (N, 4 C, H / stride, W / stride)."""
