@@ -9,6 +9,7 @@ weights, and what has no parameters is computed once. The numbers are those of t
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,11 +151,12 @@ def norm_once(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
     mean, var = (torch.zeros_like(getattr(first, name)) for name in STATISTICS)
     y = batch_norm(x, mean, var, None, None, True, 1.0, first.eps)  # leaves those of the batch
     with torch.no_grad():
-        torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+        counts: list[Any] = [n.num_batches_tracked for n in norms]
+        torch._foreach_add_(counts, 1)
         for name, value in zip(STATISTICS, (mean, var), strict=True):
             running = [getattr(n, name) for n in norms]
             share = first.momentum  # None: the mean over all batches so far
-            shares = [1 / n.num_batches_tracked if share is None else share for n in norms]
+            shares = [1 / count if share is None else share for count in counts]
             for own, weight in zip(running, shares, strict=True):
                 own.lerp_(value, float(weight))
     return y

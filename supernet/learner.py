@@ -95,7 +95,7 @@ class Learner:
             images = images.to(memory_format=self.recipe.memory_format)
             with self.accelerator.autocast():
                 outputs = self._wrapped(images)
-        extra = 0.0
+        extra: Tensor | float = 0.0
         if self._auxiliary is not None:
             outputs, others = outputs
             extra = self.recipe.aux_weight * cross_entropy(others.float(), targets)

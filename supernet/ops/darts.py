@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Zero(Parts, Joint):
 
     @classmethod
     def jointly(
-        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
     ) -> Tensor | None:
         return None
 
@@ -52,7 +53,7 @@ class Pool(Joint):
         return recipe(self)
 
     @classmethod
-    def once(cls, modules: Sequence[Joint], common: Common) -> Tensor | None:
+    def once(cls, modules: Sequence[Any], common: Common) -> Tensor | None:
         """All pools are one, and in training their norms see the same batch."""
         pool, norm = modules[0].pool, modules[0].norm
         if isinstance(norm, nn.BatchNorm2d) and not norm.training:
@@ -62,7 +63,7 @@ class Pool(Joint):
 
     @classmethod
     def jointly(
-        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
     ) -> Tensor | None:
         pool = modules[0].pool
         x = common.once(recipe(pool), pool)
@@ -135,7 +136,7 @@ class DilatedConv(DepthwiseSeparable, Joint):
 
     @classmethod
     def jointly(
-        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
     ) -> Tensor | None:
         return _side_by_side(common.rectified(len(modules)), modules, factors)
 
@@ -156,7 +157,7 @@ class SeparableConv(Joint):
 
     @classmethod
     def jointly(
-        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
     ) -> Tensor | None:
         plain = [None] * len(modules)
         y = _side_by_side(common.rectified(len(modules)), [m.first for m in modules], plain)
@@ -183,7 +184,7 @@ class FactorizedReduction(Joint):
 
     @classmethod
     def jointly(
-        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
     ) -> Tensor | None:
         x = common.rectified()
         even = conv2d(x, torch.cat([m.even.weight for m in modules]), stride=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from timm.layers import drop_path
@@ -86,7 +87,7 @@ class Cell(Searchable):
         totals: list[Tensor | None] = [*inputs, *[None] * len(NODES)]
         for source in range(NODES[-1]):
             targets = [node for node in NODES if node > source]
-            positions = [self.edges[edge_name(source, node)] for node in targets]
+            positions: list[Any] = [self.edges[edge_name(source, node)] for node in targets]
             paths = [weights[position.choice.name] for position in positions]
             state = self._state(totals, source)
             totals[targets[0] :] = add_jointly(state, positions, paths, totals[targets[0] :])
@@ -96,8 +97,8 @@ class Cell(Searchable):
         """A node's sum; that of nothing is zero."""
         if (total := totals[node]) is not None:
             return total
-        zero = self.edges[edge_name(0, NODES[0])].candidates["none"]
-        output: Tensor = zero(totals[0])
+        mixed: Any = self.edges[edge_name(0, NODES[0])]
+        output: Tensor = mixed.candidates["none"](totals[0])
         return output
 
     def _run(self, layer: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:
