@@ -202,6 +202,8 @@ class PeakMemory:
             _, calls = self._positions[next(positions)]
             if choice.name in options:
                 return candidates[options[choice.name]]()
+            if choice.absent in self.space.allowed(choice):
+                return candidates[choice.absent]()
             allowed = [calls[option] for option in self.space.allowed(choice)]
             return _StandIn(tape, zip(*allowed, strict=True))
 

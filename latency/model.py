@@ -217,11 +217,12 @@ def _totals(
         for option in choice.options
         if (choice.name, option) not in excluded
     ]
-    if unused := [f"{name}={option}" for name, option in needed if (name, option) not in values]:
+    free = {(choice.name, choice.absent) for choice in choices}
+    if unused := [f"{n}={o}" for n, o in needed if (n, o) not in values and (n, o) not in free]:
         raise ValueError(
             f"the network never runs the candidates {', '.join(unused)}: their cost is unknown"
         )
-    totals = {pair: math.fsum(values[pair]) for pair in needed}
+    totals = {pair: math.fsum(values.get(pair, [])) for pair in needed}
     per_option = {}
     for choice in choices:
         own = [totals.get((choice.name, option)) for option in choice.options]

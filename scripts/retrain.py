@@ -35,6 +35,7 @@ from supernet_scripts.common import (
     inherited_network,
     make_objective,
     measure_run,
+    measure_space,
     open_run,
     plain,
     restrict,
@@ -52,8 +53,8 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
 
     Args:
         run_cfg: configuration of the search.
-        cfg: recipe, init, baseline, num_baselines, tracker, device, precision, resume, and
-            `architecture` where it is not the run's.
+        cfg: recipe, init, retrain_space, baseline, num_baselines, tracker, device, precision,
+            resume, and `architecture` where it is not the run's.
         run: folder of the search.
         folder: for the results, one folder in it a network.
     """
@@ -73,6 +74,14 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     searched = run / RANDOM_SEARCH / "architecture.json"
     if searched.exists() and not cfg.get("architecture"):
         architectures[BEST_AT_RANDOM] = Architecture.load(searched)
+    if cfg.retrain_space:
+        if cfg.init != "scratch":
+            raise ValueError(f"retrain_space={cfg.retrain_space} leaves no weights to inherit; "
+                             "set init=scratch")  # fmt: skip
+        settings = plain(cfg.retrain_space)
+        architectures = {n: SearchSpace.resized(a, settings) for n, a in architectures.items()}
+        space = SearchSpace.of(architectures["derived"])
+        measured = measure_space(run_cfg, data, space, with_table=False)
     recipe: Recipe = instantiate(cfg.recipe)
     entries = []
     for name, architecture in architectures.items():

@@ -20,10 +20,16 @@ VERSION = 1
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """One categorical decision of a space; options are names, in a fixed order."""
+    """One categorical decision of a space; options are names, in a fixed order.
+
+    Attributes:
+        absent: the option that stands for nothing at all: where it is chosen, nothing runs and
+            nothing is paid. None where every option is an operation.
+    """
 
     name: str
     options: tuple[str, ...]
+    absent: str | None = None
 
     def __post_init__(self) -> None:
         if not self.options:
@@ -33,6 +39,8 @@ class Choice:
         for name in (self.name, *self.options):
             if not name or "." in name:
                 raise ValueError(f"{name!r} cannot name a choice or an option: empty, or has a dot")
+        if self.absent is not None:
+            self.index(self.absent)
 
     def index(self, option: str) -> int:
         """Position of `option`.

@@ -9,15 +9,17 @@ weights, and what has no parameters is computed once. The numbers are those of t
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, relu
 
 from latency.recipe import recipe
 from supernet.mixed_ops.base import MixedOp, PathWeights, Searchable
 
 Factor = Tensor | None  # a scalar; None is one
+STATISTICS = ("running_mean", "running_var")
 
 
 class Common:
@@ -33,6 +35,14 @@ class Common:
         return self._found[name]
 
 
+    def rectified(self, copies: int = 1) -> Tensor:
+        """ReLU(x), so many times side by side on the channels."""
+        x = self.once("relu", relu)
+        if copies == 1:
+            return x
+        return self.once(f"relu x{copies}", lambda _: torch.cat([x] * copies, dim=1))
+
+
 def separate(network: nn.Module) -> None:
     """Have a supernet compute every candidate on its own: what the joint form is compared with."""
     for module in network.modules():
@@ -46,6 +56,11 @@ class Joint(nn.Module):
     def kind(self) -> Hashable:
         """Equal for candidates that differ in nothing but the values of their parameters."""
         raise NotImplementedError
+
+    @classmethod
+    def once(cls, modules: Sequence[Joint], common: Common) -> Tensor | None:
+        """What each candidate of one kind makes of one input; None where they may differ."""
+        return None
 
     @classmethod
     def jointly(
@@ -80,6 +95,10 @@ def add_jointly(
     for members in kinds.values():
         places, modules, factors = zip(*members, strict=True)
         if isinstance(modules[0], Joint):
+            if (term := type(modules[0]).once(modules, common)) is not None:
+                for place, factor in zip(places, factors, strict=True):
+                    totals[place] = _add(totals[place], term, factor)
+                continue
             stack = type(modules[0]).jointly(modules, common, factors)
             if stack is not None:
                 stacks[places] = stack if places not in stacks else stacks[places] + stack
@@ -123,16 +142,30 @@ def joint_norm(y: Tensor, norms: Sequence[nn.BatchNorm2d], factors: Sequence[Fac
         each = each.to(first.running_mean).repeat_interleave(width)
         scale = each if scale is None else scale * each
         bias = None if bias is None else bias * each
-    mean, var = (torch.cat([getattr(n, name) for n in norms]) for name in _STATISTICS)
+    mean, var = (torch.cat([getattr(n, name) for n in norms]) for name in STATISTICS)
     assert first.momentum is not None
     y = batch_norm(y, mean, var, scale, bias, first.training, first.momentum, first.eps)
     if first.training:
         with torch.no_grad():
-            for name, values in zip(_STATISTICS, (mean, var), strict=True):
+            for name, values in zip(STATISTICS, (mean, var), strict=True):
                 torch._foreach_copy_([getattr(n, name) for n in norms], values.split(width))
             counts = [norm.num_batches_tracked for norm in norms]
             torch._foreach_add_([count for count in counts if count is not None], 1)
     return y
 
 
-_STATISTICS = ("running_mean", "running_var")
+def norm_once(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
+    """Batch norms without scale and shift, in training, of one input: all make the same of it."""
+    first = norms[0]
+    mean, var = (torch.zeros_like(getattr(first, name)) for name in STATISTICS)
+    y = batch_norm(x, mean, var, None, None, True, 1.0, first.eps)  # leaves those of the batch
+    with torch.no_grad():
+        counts: list[Any] = [n.num_batches_tracked for n in norms]
+        torch._foreach_add_(counts, 1)
+        for name, value in zip(STATISTICS, (mean, var), strict=True):
+            running = [getattr(n, name) for n in norms]
+            share = first.momentum  # None: the mean over all batches so far
+            shares = [1 / count if share is None else share for count in counts]
+            for own, weight in zip(running, shares, strict=True):
+                own.lerp_(value, float(weight))
+    return y

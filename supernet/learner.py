@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from supernet.engine import Diverged, Meter, average_buffers
-from supernet.network import Network
+from supernet.mixed_ops.base import Searchable
+from supernet.network import Network, WithAuxiliary
 from supernet.recipe import BatchAugmentation, Recipe, seeded
 
 
@@ -43,15 +44,22 @@ class Learner:
         self.recipe, self.accelerator, self.seed = recipe, accelerator, seed
         self.network = network.to(accelerator.device).to(memory_format=recipe.memory_format)
         network.drop_rate = recipe.drop_rate
+        self.steps_per_epoch = steps_per_epoch
+        self._cells = _cells_to_drop(network) if recipe.drop_path else []
         # copied before Accelerate replaces the forward method
         self._ema = (
             ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
             if recipe.ema_decay is not None
             else None
         )
-        optimizer = recipe.make_optimizer(network)
+        self._auxiliary: WithAuxiliary | None = None
+        if recipe.aux_weight:
+            with seeded(seed):
+                self._auxiliary = WithAuxiliary(network).to(accelerator.device)
+        trained = self._auxiliary or network
+        optimizer = recipe.make_optimizer(trained)
         self.scheduler, self.epochs = recipe.make_scheduler(optimizer, steps_per_epoch)
-        self._wrapped, self.optimizer = accelerator.prepare(network, optimizer)
+        self._wrapped, self.optimizer = accelerator.prepare(trained, optimizer)
         self._augment = BatchAugmentation(recipe, network.num_classes, accelerator.device)
         self.meter = Meter(accelerator.device)
         self.step = 0
@@ -65,6 +73,11 @@ class Learner:
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
+    @property
+    def drop_path_rate(self) -> float:
+        """Of the present epoch."""
+        return self.recipe.drop_path * (self.step // self.steps_per_epoch) / self.epochs
+
     def take_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of the optimizer, the moving average and the schedule.
 
@@ -75,12 +88,18 @@ class Learner:
         Raises:
             Diverged: the loss is not finite; the weights are as before the step.
         """
+        for cell in self._cells:
+            cell.drop_path_rate = self.drop_path_rate
         with seeded(self.seed, self.step, self.accelerator.process_index):
             images, targets = self._augment(images, labels)
             images = images.to(memory_format=self.recipe.memory_format)
             with self.accelerator.autocast():
                 outputs = self._wrapped(images)
-        loss = cross_entropy(outputs.float(), targets)
+        extra: Tensor | float = 0.0
+        if self._auxiliary is not None:
+            outputs, others = outputs
+            extra = self.recipe.aux_weight * cross_entropy(others.float(), targets)
+        loss = cross_entropy(outputs.float(), targets) + extra
         if not math.isfinite(loss.item()):
             raise Diverged(
                 f"the training loss is {loss.item()} at step {self.step + 1}; "
@@ -121,6 +140,7 @@ class Learner:
         return {
             "step": self.step,
             "network": self.network.state_dict(),
+            "auxiliary": self._auxiliary and self._auxiliary.head.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
@@ -132,6 +152,8 @@ class Learner:
         """Go on from a state of a learner with the same network and recipe."""
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
+        if self._auxiliary is not None:
+            self._auxiliary.head.load_state_dict(state["auxiliary"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -142,3 +164,10 @@ class Learner:
         self.meter.sums.zero_()
         if self.accelerator.is_main_process:  # the state has the sum over the processes
             self.meter.sums.copy_(state["meter"])
+
+
+def _cells_to_drop(network: Network) -> list[Searchable]:
+    cells = [m for m in network.modules() if isinstance(m, Searchable)]
+    if not (found := [cell for cell in cells if cell.drop_path_rate is not None]):
+        raise ValueError("the network has no paths that could be dropped; set recipe.drop_path=0")
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from supernet.mixed_ops.base import MixedOp, Weights, run_layer
+from supernet.mixed_ops.base import MixedOp, Searchable, Weights
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,19 @@ class Block:
     stride: int
 
 
+@dataclass(frozen=True)
+class Auxiliary:
+    """A second classifier that a training may add (Szegedy et al. 2015, section 5).
+
+    Attributes:
+        after: index of the block whose output it reads.
+        build: makes it for a number of classes.
+    """
+
+    after: int
+    build: Callable[[int], nn.Module]
+
+
 class Network(nn.Module):
     """`forward(x)` of a derived network, `forward(x, weights)` of a supernet.
 
@@ -44,6 +57,9 @@ class Network(nn.Module):
         num_classes: outputs of the classifier; 0 for none.
         in_chans: channels of the image.
         img_size: side of the image the network declares by default.
+        num_inputs: how many of the last outputs, oldest first, each block reads; the stem's stands
+            for those before it.
+        auxiliary: the classifier that a training may add half-way.
 
     Attributes:
         drop_rate: dropout before the classifier, in training.
@@ -64,6 +80,8 @@ class Network(nn.Module):
         num_classes: int,
         in_chans: int,
         img_size: int,
+        num_inputs: int = 1,
+        auxiliary: Auxiliary | None = None,
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -72,6 +90,8 @@ class Network(nn.Module):
         self.num_features = num_features
         self.in_chans = in_chans
         self.img_size = img_size
+        self.num_inputs = num_inputs
+        self.auxiliary = auxiliary
         self.drop_rate = 0.0
         self.grad_checkpointing = False
         self.feature_info = _feature_info(blocks, stem_stride)
@@ -101,17 +121,25 @@ class Network(nn.Module):
         """Parameter names by depth, for timm's layer-wise learning rate decay."""
         return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^final", (99999,))]}
 
-    def _run(self, block: nn.Module, x: Tensor, weights: Weights | None = None) -> Tensor:
+    def _start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the first block reads."""
+        return (self.stem(x),) * self.num_inputs
+
+    def _next(
+        self, block: nn.Module, inputs: tuple[Tensor, ...], weights: Weights | None = None
+    ) -> tuple[Tensor, ...]:
+        """What the next block reads; last, the output of this one."""
+        arguments = (*inputs, weights) if isinstance(block, Searchable) else inputs
         if self.grad_checkpointing:
-            return checkpoint(run_layer, block, x, weights, use_reentrant=False)
-        return run_layer(block, x, weights)
+            return *inputs[1:], checkpoint(block, *arguments, use_reentrant=False)
+        return *inputs[1:], block(*arguments)
 
     def forward_features(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H', W')."""
-        x = self.stem(x)
+        inputs = self._start(x)
         for block in self.blocks:
-            x = self._run(block, x, weights)
-        return self.final(x)
+            inputs = self._next(block, inputs, weights)
+        return self.final(inputs[-1])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, num_features, H', W') -> (N, num_classes), or the classifier's input."""
@@ -150,14 +178,14 @@ class Network(nn.Module):
             raise ValueError(f"only norm=False, output_fmt='NCHW'; got {norm=}, {output_fmt=}")
         _, ends = self._levels(indices)
         intermediates: list[Tensor] = []
-        x = self.stem(x)
+        inputs = self._start(x)
         for index, block in enumerate(self.blocks):
             if stop_early and index > max(ends):
-                return intermediates if intermediates_only else (x, intermediates)
-            x = self._run(block, x)
+                return intermediates if intermediates_only else (inputs[-1], intermediates)
+            inputs = self._next(block, inputs)
             if index in ends:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (self.final(x), intermediates)
+                intermediates.append(inputs[-1])
+        return intermediates if intermediates_only else (self.final(inputs[-1]), intermediates)
 
     def prune_intermediate_layers(
         self,
@@ -182,6 +210,31 @@ class Network(nn.Module):
         levels, _ = feature_take_indices(len(self.feature_info), listed)
         modules = [self.feature_info[level]["module"] for level in levels]
         return list(levels), [int(module.rpartition(".")[2]) for module in modules]
+
+
+class WithAuxiliary(nn.Module):
+    """A network in training beside its auxiliary classifier; call it for the logits of both.
+
+    Raises:
+        ValueError: the network has none.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        if network.auxiliary is None:
+            raise ValueError("the network has no auxiliary classifier; set recipe.aux_weight=0")
+        self.network, self.after = network, network.auxiliary.after
+        self.head = network.auxiliary.build(network.num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, in_chans, H, W) -> (N, num_classes) twice."""
+        network = self.network
+        inputs = network._start(x)
+        for index, block in enumerate(network.blocks):
+            inputs = network._next(block, inputs)
+            if index == self.after:
+                auxiliary = self.head(inputs[-1])
+        return network.forward_head(network.final(inputs[-1])), auxiliary
 
 
 def _feature_info(blocks: Sequence[Block], stem_stride: int) -> list[dict[str, Any]]:

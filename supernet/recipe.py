@@ -39,6 +39,9 @@ class Recipe:
         ema_warmup: let the decay grow from 0 (timm's schedule), for short trainings.
         clip_grad: largest norm of the gradient; None for no clipping.
         drop_rate: dropout before the classifier.
+        drop_path: rate at which paths of cells are dropped in the end (Larsson et al. 2017); it
+            grows linearly from 0, epoch by epoch.
+        aux_weight: of the loss of the network's auxiliary classifier; 0 for none.
         val_share: share of the training set held out to choose the best epoch.
         mixed_precision: "no" (float32), "bf16" or "fp16".
         channels_last: memory format of the network and its inputs.
@@ -59,6 +62,8 @@ class Recipe:
     ema_warmup: bool = True
     clip_grad: float | None = None
     drop_rate: float = 0.0
+    drop_path: float = 0.0
+    aux_weight: float = 0.0
     val_share: float = 0.1
     mixed_precision: str = "no"
     channels_last: bool = False
@@ -78,6 +83,8 @@ class Recipe:
             ("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1"),
             ("clip_grad", self.clip_grad is None or self.clip_grad > 0, "above 0, or null"),
             ("drop_rate", 0 <= self.drop_rate < 1, "from 0 to below 1"),
+            ("drop_path", 0 <= self.drop_path < 1, "from 0 to below 1"),
+            ("aux_weight", self.aux_weight >= 0, "0 or more"),
             ("val_share", 0 < self.val_share < 1, "between 0 and 1"),
             ("mixed_precision", self.mixed_precision in PRECISIONS, ", ".join(PRECISIONS)),
         ):

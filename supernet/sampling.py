@@ -20,9 +20,9 @@ class RangeSampler:
     """Draws uniformly from {valid architectures with low <= cost <= high and within the limits}.
 
     Additive costs are rounded to bins, an axis each, and completions are counted by dynamic
-    programming over the choices, which gives an exactly uniform draw from a slightly larger set;
-    what falls outside a range or is not valid is rejected. Unlike plain rejection it does not
-    starve when the range holds a tiny share of the space.
+    programming over the groups of choices (`SearchSpace.ways`), which gives an exactly uniform draw
+    from a slightly larger set; what falls outside a range or is not valid is rejected. Unlike plain
+    rejection it does not starve when the range holds a tiny share of the space.
 
     Args:
         low, high: in the unit of `cost`.
@@ -49,18 +49,17 @@ class RangeSampler:
             for row in limit.cost.rows(limit.upper)
         ]
         too_much = {p for row in self.rows for p, value in row.terms.items() if value > row.upper}
-        self.options = [
-            [option for option in space.allowed(choice) if (choice.name, option) not in too_much]
-            for choice in space.choices
+        self.groups = [
+            [way for way in group if too_much.isdisjoint(way)] for group in space.ways()
         ]
-        if not all(self.options):
+        if not all(self.groups):
             raise ValueError(self._empty())
         additive = [(x.cost, x.upper) for x in limits if isinstance(x.cost, AdditiveCost)]
         axes = [(cost, low, high), *((other, -math.inf, upper) for other, upper in additive)]
         binned = [self._bin(*axis, num_bins=_NUM_BINS[len(axes) - 1]) for axis in axes]
-        # by choice, (num_options, num_axes): bins that each option takes
-        by_choice = zip(*(steps for steps, _, _ in binned), strict=True)
-        self.steps = [np.stack(steps, axis=1) for steps in by_choice]
+        # by group, (num_ways, num_axes): bins that each way takes
+        by_group = zip(*(steps for steps, _, _ in binned), strict=True)
+        self.steps = [np.stack(steps, axis=1) for steps in by_group]
         first, self.last = [b[1] for b in binned], [b[2] for b in binned]
         if any(end < start for start, end in zip(first, self.last, strict=True)):
             raise ValueError(self._empty())
@@ -71,10 +70,17 @@ class RangeSampler:
     def _bin(
         self, cost: AdditiveCost, low: float, high: float, num_bins: int
     ) -> tuple[list[np.ndarray], int, int]:
-        """Bins of every option, and the first and last bin of the range."""
+        """Bins of every way, and the first and last bin of the range."""
+        costs = {
+            (choice.name, option): value
+            for choice in self.space.choices
+            for option, value in zip(
+                choice.options, cost.per_option[choice.name].tolist(), strict=True
+            )
+        }
         tables = [
-            cost.per_option[choice.name].numpy()[[choice.index(o) for o in options]]
-            for choice, options in zip(self.space.choices, self.options, strict=True)
+            np.array([math.fsum(costs[pair] for pair in way) for way in group])
+            for group in self.groups
         ]
         floor = cost.fixed + sum(float(table.min()) for table in tables)
         span = sum(float(np.ptp(table)) for table in tables) or 1.0
@@ -93,11 +99,11 @@ class RangeSampler:
         )
 
     def _count(self, first: list[int]) -> list[np.ndarray]:
-        """counts[i][r]: weight of the settings of choices i.. whose bins sum to within reach,
+        """counts[i][r]: weight of the settings of groups i.. whose bins sum to within reach,
         when r bins (of each axis) are left before the upper end. Scaled to avoid overflow: only
         ratios matter.
         """
-        ends = np.zeros([last + 1 for last in self.last])  # all choices settled, r bins left
+        ends = np.zeros([last + 1 for last in self.last])  # all groups settled, r bins left
         ends[tuple(slice(b - a + 1) for a, b in zip(first, self.last, strict=True))] = 1.0
         counts = [ends]
         for steps in reversed(self.steps):
@@ -135,12 +141,10 @@ class RangeSampler:
         return broken is None
 
     def _draw(self, generator: torch.Generator) -> Architecture:
-        left, drawn = np.array(self.last), {}
-        for choice, options, steps, after in zip(
-            self.space.choices, self.options, self.steps, self.counts[1:], strict=True
-        ):
+        left, drawn = np.array(self.last), dict[str, str]()
+        for group, steps, after in zip(self.groups, self.steps, self.counts[1:], strict=True):
             ways = [after[tuple(left - s)] if (s <= left).all() else 0.0 for s in steps]
             index = int(torch.multinomial(torch.tensor(ways), 1, generator=generator))
-            drawn[choice.name] = options[index]
+            drawn.update(group[index])
             left = left - steps[index]
         return self.space.architecture(drawn)

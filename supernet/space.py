@@ -7,9 +7,10 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from supernet.mixed_ops.base import Candidates, MixedOp
 from supernet.network import Network
 
 Select = Callable[[Choice, Candidates], nn.Module]
+Way = tuple[tuple[str, str], ...]  # (choice, option) pairs
 
 
 @dataclass(frozen=True)
@@ -243,16 +245,21 @@ class SearchSpace(ABC):
             constraint.holds(architecture) for constraint in self.constraints
         )
 
+    def ways(self) -> Sequence[Sequence[Way]]:
+        """The choices in groups, each with the ways to settle it: sampling draws one of each.
+
+        By default a choice is a group, and its ways are the options that are not excluded. Where
+        constraints leave few of all combinations, a space groups the choices that they tie
+        together and lists the valid ways alone.
+        """
+        return [[((c.name, option),) for option in self.allowed(c)] for c in self.choices]
+
     def sample(self, generator: torch.Generator) -> Architecture:
         """Draw uniformly among the valid architectures (by rejection of what is not)."""
-        allowed = {choice.name: self.allowed(choice) for choice in self.choices}
+        groups = self.ways()
         while True:
-            architecture = self.architecture(
-                {
-                    name: options[int(torch.randint(len(options), (1,), generator=generator))]
-                    for name, options in allowed.items()
-                }
-            )
+            drawn = [g[int(torch.randint(len(g), (1,), generator=generator))] for g in groups]
+            architecture = self.architecture(dict(chain.from_iterable(drawn)))
             if self.is_valid(architecture):
                 return architecture
 
@@ -260,29 +267,25 @@ class SearchSpace(ABC):
         """Hook for spaces whose probabilities do not multiply: the linear score of each option."""
         return option_scores
 
+    def shares(self, probabilities: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Hook for spaces whose constraints tie choices together: how often a valid architecture
+        has each option, differentiable; what is expected of its cost is the sum over these."""
+        return probabilities
+
     @cached_property
     def by_name(self) -> dict[str, Choice]:
         return {choice.name: choice for choice in self.choices}
 
-    def with_settings(self, changes: Mapping[str, Any]) -> SearchSpace:
-        """The same space in other settings, such as its number of cells; the same choices, and the
-        same of them excluded.
+    @staticmethod
+    def resized(architecture: Architecture, settings: Mapping[str, Any]) -> Architecture:
+        """The same options with other settings of the space, say more cells.
 
         Raises:
-            ValueError: an unknown setting, or other choices.
+            ValueError: the space refuses the settings, or has other choices with them.
         """
-        settings = json.loads(self.settings)
-        if unknown := sorted({*changes} - {*settings}):
-            raise ValueError(
-                f"{self.id} has no setting {', '.join(map(repr, unknown))}; "
-                f"valid: {', '.join(settings)}"
-            )
-        other = type(self)(**{**settings, **changes})
-        if other.choices != self.choices:
-            differ = ", ".join(f"{name}={value!r}" for name, value in changes.items())
-            raise ValueError(f"{self.id} has other choices with {differ}")
-        other.excluded = self.excluded
-        return other
+        merged = canonical_json({**json.loads(architecture.settings), **settings})
+        found = replace(architecture, settings=merged)
+        return SearchSpace.of(found).check(found)
 
     @staticmethod
     def of(architecture: Architecture) -> SearchSpace:

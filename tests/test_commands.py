@@ -26,6 +26,7 @@ from supernet.data import Loader
 from supernet.evaluate import evaluate
 from supernet.mixed_ops.base import MixedOp
 from supernet.space import SearchSpace
+from supernet.spaces.darts import Darts
 from supernet.weights_file import load_network
 
 SAME = 1 + 1e-9  # two sums of the same numbers, in another order
@@ -250,6 +251,31 @@ def test_nasbench_cells_run_through(commands: Any, tmp_path: Path) -> None:
     table = LatencyTable.load(tmp_path / "run" / "latency_table.json")
     architecture = Architecture.load(tmp_path / "run" / "architecture.json")
     assert result["predicted"] == pytest.approx(site_sum(table, architecture), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_darts_cells_are_retrained_in_a_larger_network(commands: Any, tmp_path: Path) -> None:
+    tiny = [word for word in commands.TINY if not word.startswith(("space.", "objective."))]
+    tiny.remove("retrain=false")
+    cells = ["space=darts", "space.width=4", "space.num_cells=3", "mixed_op=softmax"]
+    free = ["objective=none", "objective.cost=params", "measure=false"]
+    larger = ["retrain=true", "retrain_space={num_cells: 4, width: 6}", "baseline=none"]
+    short = ["recipe.epochs=2", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
+    whole = ["recipe.drop_path=0.1", "recipe.aux_weight=0.4", "run_dir=run"]
+    commands.succeed("search", *tiny, *cells, *free, *larger, *short, *whole, cwd=tmp_path)
+    architecture = Architecture.load(tmp_path / "run" / "architecture.json")
+    (entry,) = read(tmp_path / "run" / "retrain" / "result.json")["networks"]
+    assert entry["architecture"] == dict(architecture)
+    settings = {**json.loads(architecture.settings), "num_cells": 4, "width": 6}
+    space = Darts(**settings)
+    network = space.build_network(space.architecture(entry["architecture"]), 10)
+    assert entry["params"] == sum(p.numel() for p in network.parameters())
+    assert entry["predicted_ms"] is None and entry["measured_ms"]["median_ms"] > 0
+    refused = commands.refuse(
+        "retrain", "run=run", "retrain_space={num_cells: 4}", "init=inherit", "run_dir=no",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "leaves no weights to inherit" in refused
 
 
 # ---- measuring

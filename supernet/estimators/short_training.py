@@ -12,6 +12,7 @@ from supernet.data import Loader, Split, Stream
 from supernet.evaluate import evaluate
 from supernet.learner import Learner
 from supernet.recipe import Recipe, seeded
+from supernet.space import SearchSpace
 from supernet.strategies.base import Problem
 
 
@@ -51,7 +52,7 @@ class ShortTraining:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.problem, self.recipe = problem, recipe
-        self.space = problem.space.with_settings(settings or {})
+        self.settings = dict(settings or {})
         self.train_half, arch_half = problem.data.search_splits(problem.seed)
         # In an order of its own: the half itself may be sorted by class.
         loader = self._loader(arch_half, augment=False)
@@ -87,10 +88,10 @@ class ShortTraining:
     @contextmanager
     def _trained(self, architecture: Architecture, steps: int) -> Iterator[Learner]:
         problem = self.problem
+        resized = SearchSpace.resized(architecture, self.settings)
+        space = SearchSpace.of(resized)
         with seeded(problem.seed):
-            network = self.space.build_network(
-                self.space.architecture(dict(architecture)), problem.data.info.num_classes
-            )
+            network = space.build_network(resized, problem.data.info.num_classes)
         stream = Stream(self._loader(self.train_half, augment=True))
         learner = Learner(network, self.recipe, steps, problem.accelerator, problem.seed)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,12 @@ class Searchable(nn.Module):
     Attributes:
         joint: whether candidates that read the same input are computed together
             (`supernet.joint`).
+        drop_path_rate: of a derived network's paths in training, image by image; None where there
+            are none to drop.
     """
 
     joint = False
+    drop_path_rate: float | None = None
 
     def compact(self, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
         """In a derived network: leave out what has no effect, share what is computed twice.
@@ -109,6 +112,11 @@ class MixedOp(Searchable):
             output = term if output is None else output + term
         assert output is not None, f"no active candidate in choice {self.choice.name!r}"
         return output
+
+
+def are_plain(layers: Mapping[Any, nn.Module]) -> bool:
+    """Whether all are mixed ops that do no more than weigh their candidates."""
+    return all(isinstance(layer, MixedOp) and layer.plain for layer in layers.values())
 
 
 def run_layer(layer: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:

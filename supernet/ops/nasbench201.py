@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, relu
+from torch.nn.functional import conv2d
 
 from latency.recipe import recipe
 from supernet.joint import Common, Factor, Joint, joint_norm
@@ -55,7 +55,7 @@ class ReLUConvBN(Parts, Joint):
     ) -> Tensor | None:
         convs, norms = zip(*(module.conv for module in modules), strict=True)
         weight = torch.cat([conv.weight for conv in convs])
-        x = common.once("relu", relu)
+        x = common.rectified()
         y = conv2d(x, weight, None, convs[0].stride, convs[0].padding)
         return joint_norm(y, norms, factors)
 

@@ -1,4 +1,4 @@
-"""A space's diagram of an architecture, laid out for the report: a chain or a graph with arcs."""
+"""A space's diagram of an architecture, laid out for the report: a chain or graphs with arcs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 
 from supernet.choice import Architecture
@@ -36,12 +36,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Arc:
-    """An edge of a graph: an SVG path, and where its label's centre is (px)."""
+    """An edge of a graph: an SVG path, which is moved `down`, and its label's centre (px)."""
 
     path: str
     item: Item
     x: float
     y: float
+    down: float = 0
 
     @property
     def text(self) -> str:
@@ -98,7 +99,8 @@ def draw(space: SearchSpace, architecture: Architecture) -> Drawing:
     legend = tuple(Item(kind, colours[kind]) for kind in kinds if kind in used)
     if all(edge == (i, i + 1, "") for i, edge in enumerate(diagram.edges)):
         return Drawing(legend, chain=tuple(item(label) for label in diagram.nodes))
-    return _graph(diagram, legend, {label: item(label) for _, _, label in diagram.edges})
+    items = {label: item(label) for _, _, label in diagram.edges}
+    return _stack([_graph(part, legend, items) for part in _parts(diagram)])
 
 
 def _variants(space: SearchSpace) -> list[Architecture]:
@@ -124,6 +126,32 @@ def _colours(kinds: Sequence[str]) -> dict[str, str]:
     plain = {kind: PLAIN.get(re.split(r"[_\W]", kind.lower())[0]) for kind in kinds}
     palette = (f"c{i % NUM_COLOURS + 1}" for i in itertools.count())
     return {kind: plain[kind] or next(palette) for kind in kinds}
+
+
+def _parts(diagram: Diagram) -> list[Diagram]:
+    """The parts of a graph that no edge joins, in the order of their first nodes."""
+    part = list(range(len(diagram.nodes)))  # by node, the first node of its part
+    for source, target, _ in diagram.edges:
+        joined = {part[source], part[target]}
+        part = [min(joined) if first in joined else first for first in part]
+    found = []
+    for first in sorted(set(part)):
+        nodes = [node for node in range(len(part)) if part[node] == first]
+        edges = ((s, t, label) for s, t, label in diagram.edges if part[s] == first)
+        renumbered = tuple((nodes.index(s), nodes.index(t), label) for s, t, label in edges)
+        found.append(Diagram(tuple(diagram.nodes[node] for node in nodes), renumbered))
+    return found
+
+
+def _stack(drawings: Sequence[Drawing]) -> Drawing:
+    """Graphs one below the other."""
+    boxes, arcs, height = list[Box](), list[Arc](), 0.0
+    for drawing in drawings:
+        boxes += [replace(box, y=box.y + height) for box in drawing.boxes]
+        arcs += [replace(arc, y=arc.y + height, down=height) for arc in drawing.arcs]
+        height += drawing.height
+    width = max(drawing.width for drawing in drawings)
+    return replace(drawings[0], boxes=tuple(boxes), arcs=tuple(arcs), width=width, height=height)
 
 
 def _graph(diagram: Diagram, legend: tuple[Item, ...], items: dict[str, Item]) -> Drawing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from itertools import product
 from typing import cast
@@ -19,6 +19,7 @@ from supernet.mixed_ops.base import (
     Scalable,
     Searchable,
     Weights,
+    are_plain,
     run_layer,
 )
 from supernet.network import Block, Network
@@ -156,7 +157,7 @@ class NasBench201(SearchSpace):
                     edge: select(self.by_name[edge_name(*edge)], Scalable(candidates, width))
                     for edge in EDGES
                 }
-                blocks.append(Block(Cell(edges, joint=search and _are_plain(edges)), width, 1))
+                blocks.append(Block(Cell(edges, joint=search and are_plain(edges)), width, 1))
         stem = nn.Sequential(
             nn.Conv2d(self.in_chans, self.widths[0], 3, padding=1, bias=False),
             nn.BatchNorm2d(self.widths[0]),
@@ -227,10 +228,6 @@ def _covering(excluded: frozenset[tuple[str, str]]) -> list[tuple[tuple[str, str
             seen |= kinds
             found.append(cell)
     return found
-
-
-def _are_plain(edges: Mapping[Edge, nn.Module]) -> bool:
-    return all(isinstance(layer, MixedOp) and layer.plain for layer in edges.values())
 
 
 def _candidates(width: int, affine: bool) -> Candidates:

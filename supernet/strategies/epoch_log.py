@@ -92,14 +92,15 @@ class EpochLog:
             name: p.detach().double().cpu()
             for name, p in problem.relaxation.probabilities(logits).items()
         }
+        shares = problem.space.shares(probabilities)
         argmax, derived = derive(problem.space, problem.relaxation.scores(logits)), self._derived()
         return {
-            "expected_cost": float(problem.cost.expected(probabilities)),
-            "uncalibrated_cost": float(problem.cost.uncalibrated.expected(probabilities)),
+            "expected_cost": float(problem.cost.expected(shares)),
+            "uncalibrated_cost": float(problem.cost.uncalibrated.expected(shares)),
             "argmax_cost": problem.cost.of(argmax),
             "derived_cost": problem.cost.of(derived),
             "multiplier": problem.objective.multiplier,
-            "limits": limit_records(problem, derived, problem.expected(probabilities)),
+            "limits": limit_records(problem, derived, problem.expected(shares)),
             "entropy": _entropy(probabilities),
             **self._shares(argmax, ""),
             **self._shares(derived, "derived_"),

@@ -209,8 +209,9 @@ class FirstOrder(Strategy):
                     f"the loss of an architecture step is {loss} after {state.step} weight steps; "
                     "lower strategy.weight_optimizer.lr or set strategy.clip_grad"
                 )
-            cost = problem.cost.expected(sample.cost_weights)
-            limited = problem.expected(sample.cost_weights)
+            shares = problem.space.shares(sample.cost_weights)
+            cost = problem.cost.expected(shares)
+            limited = problem.expected(shares)
             state.logits_optimizer.zero_grad()
             penalty = problem.relaxation.penalty(logits, progress)
             accelerator.backward(problem.objective.loss(task_loss, cost, limited) + penalty)

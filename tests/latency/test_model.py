@@ -19,11 +19,13 @@ from latency.table import Calibration, LatencyTable, Measurement, Target
 from supernet.choice import Architecture
 from supernet.mixed_ops.base import MixedOp
 from supernet.space import SearchSpace
+from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
 SPACES = {
     "nasbench201": NasBench201(widths=(4, 8), num_cells=2, img_size=8),
+    "darts": Darts(width=4, num_cells=3, img_size=8),
     "mbconv": MBConv(
         img_size=16, stem_chs=8, first_chs=8, stages=[(8, 2, 1), (16, 2, 2)], kernels=(3, 5),
         expansions=(3,), head_chs=24,

@@ -12,9 +12,13 @@ from supernet.joint import separate
 from supernet.mixed_ops.base import PathWeights, Searchable
 from supernet.network import Network
 from supernet.space import SearchSpace
+from supernet.spaces.darts import Darts
 from supernet.spaces.nasbench201 import NasBench201
 
-SPACES = {"nasbench201": NasBench201(widths=(8, 16), num_cells=2, img_size=8)}
+SPACES = {
+    "nasbench201": NasBench201(widths=(8, 16), num_cells=2, img_size=8),
+    "darts": Darts(width=4, num_cells=3, img_size=8),
+}
 
 
 def plain(supernet: Network) -> Network:

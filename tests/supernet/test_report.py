@@ -10,6 +10,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+import torch
 import yaml
 
 from latency.table import Calibration, LatencyTable, Measurement, OpKey, Target
@@ -17,6 +18,7 @@ from supernet.report import comparison_table, write_comparison, write_report
 from supernet.report.diagram import draw
 from supernet.report.page import number
 from supernet.space import Diagram
+from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -154,6 +156,7 @@ SMALL = MBConv(
     kernels=(3, 5), expansions=(2, 4), head_chs=32,
 )  # fmt: skip
 CELL = NasBench201(widths=(4, 8), num_cells=1)
+TWO_CELLS = Darts(width=4, num_cells=3)
 
 RUNS = {
     "mbconv": dict(space=PAPER, retrain=True),
@@ -293,7 +296,7 @@ class Graph(NasBench201):
 
 
 def some(space):
-    return space.architecture({c.name: c.options[0] for c in space.choices})
+    return space.sample(torch.Generator().manual_seed(0))
 
 
 def rectangles(drawing):
@@ -309,7 +312,12 @@ EVERY_PAIR = [(s, t, f"operation {s}{t}") for s, t in itertools.combinations(ran
 
 @pytest.mark.parametrize(
     "space",
-    [CELL, Graph(EVERY_PAIR), Graph([(3, 1, "backwards"), (1, 0, ""), *EVERY_PAIR[12:]])],
+    [
+        CELL,
+        TWO_CELLS,
+        Graph(EVERY_PAIR),
+        Graph([(3, 1, "backwards"), (1, 0, ""), *EVERY_PAIR[12:]]),
+    ],
 )
 def test_graph_has_no_overlaps_and_stays_inside(space):
     drawing = draw(space, some(space))

@@ -12,6 +12,7 @@ from supernet.choice import Architecture, Choice
 from supernet.derive import check_space, derive
 from supernet.network import Network
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
+from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -54,6 +55,8 @@ def settle(space: SearchSpace, options: tuple[str, ...]) -> Architecture:
 def test_size_is_the_product_of_the_options() -> None:
     assert Toy().size == 3 * 3 * 2
     assert NasBench201().size == 5**6 == 15_625
+    # two of 2, 3, 4 and 5 edges with seven operations each, for two cells
+    assert Darts().size == ((1 * 3 * 6 * 10) * 7**8) ** 2
     # 21 blocks of 6 operations; those that change neither width nor resolution may be absent
     assert MBConv().size == 6**6 * 7**15
 
@@ -210,7 +213,10 @@ def test_architectures_of_other_spaces_and_settings_are_refused() -> None:
         NasBench201().check(architecture)
 
 
-@pytest.mark.parametrize("space", [NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,))])
+SPACES = [NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,)), Darts()]
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_a_space_is_rebuilt_from_its_architecture(space: SearchSpace) -> None:
     architecture = space.sample(torch.Generator().manual_seed(0))
     again = SearchSpace.of(Architecture.from_dict(architecture.to_dict()))

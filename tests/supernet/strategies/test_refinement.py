@@ -246,15 +246,25 @@ def test_the_training_loss_is_that_of_the_second_half(
     assert len(losses) == 5 and found.train_loss == pytest.approx(sum(losses[2:]) / 3)
 
 
-def test_networks_are_trained_in_other_settings(make_problem: Any) -> None:
+def test_networks_are_trained_in_other_settings(
+    make_problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = make_problem(Softmax())
     problem.space = NasBench201(in_chans=1, img_size=8, widths=[4], num_cells=1)
     cell = problem.space.sample(torch.Generator().manual_seed(1))
-    deep = ShortTraining(problem, RECIPE, 10, {"num_cells": 3})
-    assert deep.space.num_cells == 3
-    assert math.isfinite(deep.judge(cell, 2).loss)
-    with pytest.raises(ValueError, match="has no setting 'cells'; valid: .*num_cells"):
-        ShortTraining(problem, RECIPE, 10, {"cells": 3})
+    one, three = (ShortTraining(problem, RECIPE, 10, {"num_cells": n}) for n in (1, 3))
+    built = list[int]()
+    build = NasBench201.build_network
+
+    def noted(self: NasBench201, *args: Any) -> Any:
+        built.append(self.num_cells)
+        return build(self, *args)
+
+    monkeypatch.setattr(NasBench201, "build_network", noted)
+    assert one.judge(cell, 2) == ShortTraining(problem, RECIPE, 10).judge(cell, 2)
+    assert math.isfinite(three.judge(cell, 2).loss) and built == [1, 1, 3]
+    with pytest.raises(ValueError, match="unexpected keyword argument 'cells'"):
+        ShortTraining(problem, RECIPE, 10, {"cells": 3}).judge(cell, 2)
 
 
 def test_a_short_training_sees_the_weight_half_and_is_judged_on_the_other(

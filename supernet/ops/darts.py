@@ -1,0 +1,220 @@
+"""Operations of DARTS (Liu et al. 2019, section 3.1 and the official code's operations)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad, relu
+
+from latency.recipe import recipe
+from supernet.joint import Common, Factor, Joint, joint_norm, norm_once
+from supernet.mixed_ops.base import Parts
+
+
+class Zero(Parts, Joint):
+    """`none`: the edge carries nothing. A derived cell leaves it out, hence no part is measured."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+    def kind(self) -> Hashable:
+        return None
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        return None
+
+
+class Pool(Joint):
+    """3x3 maximum or average, then a batch norm without scale and shift where `norm`."""
+
+    def __init__(self, chs: int, kind: str, stride: int, norm: bool) -> None:
+        super().__init__()
+        self.pool = (
+            nn.MaxPool2d(3, stride, padding=1)
+            if kind == "max"
+            else nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+        )
+        self.norm = nn.BatchNorm2d(chs, affine=False) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.pool(x))
+
+    def kind(self) -> Hashable:
+        return recipe(self)
+
+    @classmethod
+    def once(cls, modules: Sequence[Any], common: Common) -> Tensor | None:
+        """All pools are one, and in training their norms see the same batch."""
+        pool, norm = modules[0].pool, modules[0].norm
+        if isinstance(norm, nn.BatchNorm2d) and not norm.training:
+            return None  # of statistics of their own
+        x = common.once(recipe(pool), pool)
+        return norm_once(x, [m.norm for m in modules]) if isinstance(norm, nn.BatchNorm2d) else x
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        pool = modules[0].pool
+        x = common.once(recipe(pool), pool)
+        return joint_norm(torch.cat([x] * len(modules), dim=1), [m.norm for m in modules], factors)
+
+
+class DepthwiseSeparable(nn.Module):
+    """ReLU, depthwise convolution, 1x1 convolution, batch norm."""
+
+    def __init__(
+        self, in_chs: int, out_chs: int, kernel: int, stride: int, dilation: int, affine: bool
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel - 1) // 2
+        self.relu = nn.ReLU()
+        self.depthwise = nn.Conv2d(
+            in_chs, in_chs, kernel, stride, padding, dilation, groups=in_chs, bias=False
+        )
+        self.pointwise = nn.Conv2d(in_chs, out_chs, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out_chs, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.pointwise(self.depthwise(self.relu(x))))
+
+
+def _side_by_side(
+    x: Tensor, modules: Sequence[DepthwiseSeparable], factors: Sequence[Factor]
+) -> Tensor:
+    """All of `modules` after their ReLU, each on its part of x's channels."""
+    first = modules[0].depthwise
+    depthwise = torch.cat([m.depthwise.weight for m in modules])
+    pointwise = torch.cat([m.pointwise.weight for m in modules])
+    if first.dilation == (1, 1):
+        y = conv2d(x, depthwise, None, first.stride, first.padding, groups=len(depthwise))
+    else:
+        y = _dilated(x, depthwise, first.stride[0])
+    y = conv2d(y, pointwise, groups=len(modules))
+    return joint_norm(y, [m.norm for m in modules], factors)
+
+
+def _dilated(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """A depthwise convolution of dilation 2, as one without on every other pixel: a dilated one has
+    no fast gradient on a CPU. Each output reads pixels of the same parity, in both directions, as
+    its own; with stride 2 only even ones are left.
+    """
+    padding, groups = weight.shape[-1] // 2, len(weight)
+    if stride == 2:
+        return conv2d(x[:, :, ::2, ::2], weight, padding=padding, groups=groups)
+    height, width = x.shape[-2:]
+    if height % 2 or width % 2:
+        x = pad(x, (0, width % 2, 0, height % 2))
+    # channels last, in which depthwise convolutions are fastest
+    n, groups, rows, columns = len(x), x.shape[1], x.shape[2] // 2, x.shape[3] // 2
+    x = x.permute(0, 2, 3, 1).reshape(n, rows, 2, columns, 2, groups)
+    x = x.permute(2, 4, 0, 1, 3, 5).reshape(4 * n, rows, columns, groups)
+    y = conv2d(x.permute(0, 3, 1, 2), weight, padding=padding, groups=groups)
+    y = y.permute(0, 2, 3, 1).reshape(2, 2, n, rows, columns, groups).permute(2, 3, 0, 4, 1, 5)
+    y = y.reshape(n, 2 * rows, 2 * columns, groups).permute(0, 3, 1, 2)
+    return y[:, :, :height, :width]
+
+
+class DilatedConv(DepthwiseSeparable, Joint):
+    """`dil_conv`: once, with dilation 2."""
+
+    def __init__(self, chs: int, kernel: int, stride: int, affine: bool) -> None:
+        super().__init__(chs, chs, kernel, stride, dilation=2, affine=affine)
+
+    def kind(self) -> Hashable:
+        return recipe(self)
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        return _side_by_side(common.rectified(len(modules)), modules, factors)
+
+
+class SeparableConv(Joint):
+    """`sep_conv`: twice, the first with the stride."""
+
+    def __init__(self, chs: int, kernel: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.first = DepthwiseSeparable(chs, chs, kernel, stride, dilation=1, affine=affine)
+        self.second = DepthwiseSeparable(chs, chs, kernel, 1, dilation=1, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    def kind(self) -> Hashable:
+        return recipe(self)
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        plain = [None] * len(modules)
+        y = _side_by_side(common.rectified(len(modules)), [m.first for m in modules], plain)
+        return _side_by_side(relu(y, inplace=True), [m.second for m in modules], factors)
+
+
+class FactorizedReduction(Joint):
+    """A skip of stride 2: ReLU, two 1x1 convolutions that read every other pixel, the second one
+    pixel further down and right, side by side; batch norm."""
+
+    def __init__(self, in_chs: int, out_chs: int, affine: bool) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.even = nn.Conv2d(in_chs, out_chs // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_chs, out_chs - out_chs // 2, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(out_chs, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        return self.norm(torch.cat([self.even(x), self.odd(_shifted(x))], dim=1))
+
+    def kind(self) -> Hashable:
+        return recipe(self)
+
+    @classmethod
+    def jointly(
+        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
+    ) -> Tensor | None:
+        x = common.rectified()
+        even = conv2d(x, torch.cat([m.even.weight for m in modules]), stride=2)
+        odd = conv2d(_shifted(x), torch.cat([m.odd.weight for m in modules]), stride=2)
+        halves = (half.chunk(len(modules), dim=1) for half in (even, odd))
+        y = torch.cat([part for pair in zip(*halves, strict=True) for part in pair], dim=1)
+        return joint_norm(y, [m.norm for m in modules], factors)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """From one pixel further down and right; a side of odd length is continued by zeros."""
+    height, width = x.shape[-2:]
+    x = x if height % 2 == width % 2 == 0 else pad(x, (0, width % 2, 0, height % 2))
+    return x[:, :, 1:, 1:]
+
+
+class AuxiliaryHead(nn.Sequential):
+    """The second classifier of a retraining (the official code's, for features of side 7 or 8)."""
+
+    def __init__(self, in_chs: int, side: int, num_classes: int) -> None:
+        kernel = min(5, side - 1)
+        super().__init__(
+            nn.ReLU(),
+            nn.AvgPool2d(kernel, stride=max(1, side - kernel), count_include_pad=False),  # 2x2
+            nn.Conv2d(in_chs, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(768, num_classes),
+        )
