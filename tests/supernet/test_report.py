@@ -550,5 +550,6 @@ def test_comparison_in_a_browser(browser, tmp_path):
     write_comparison(make_sweep(tmp_path / "sweep"))
     browser.get((tmp_path / "sweep" / "comparison.html").as_uri())
     assert browser.get_log("browser") == []
-    rows = browser.find_elements("css selector", "tbody tr")
+    rows = browser.find_elements("css selector", "#comparison tbody tr")
     assert [row.text.split()[1] for row in rows] == ["one_shot", "one_shot", "softmax", "softmax"]
+    assert len(browser.find_elements("css selector", "#seeds tbody tr")) == 2
