@@ -94,34 +94,38 @@ def _side_by_side(
 ) -> Tensor:
     """All of `modules` after their ReLU, each on its part of x's channels."""
     first = modules[0].depthwise
-    depthwise = torch.cat([m.depthwise.weight for m in modules])
-    pointwise = torch.cat([m.pointwise.weight for m in modules])
-    if first.dilation == (1, 1):
-        y = conv2d(x, depthwise, None, first.stride, first.padding, groups=len(depthwise))
-    else:
-        y = _dilated(x, depthwise, first.stride[0])
-    y = conv2d(y, pointwise, groups=len(modules))
+    weight = torch.cat([m.depthwise.weight for m in modules])
+    y = conv2d(x, weight, None, first.stride, first.padding, groups=len(weight))
+    return _finish(y, modules, factors)
+
+
+def _finish(
+    y: Tensor, modules: Sequence[DepthwiseSeparable], factors: Sequence[Factor]
+) -> Tensor:
+    """What follows the depthwise convolutions."""
+    y = conv2d(y, torch.cat([m.pointwise.weight for m in modules]), groups=len(modules))
     return joint_norm(y, [m.norm for m in modules], factors)
 
 
-def _dilated(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """A depthwise convolution of dilation 2, as one without on every other pixel: a dilated one has
-    no fast gradient on a CPU. Each output reads pixels of the same parity, in both directions, as
-    its own; with stride 2 only even ones are left.
+def _parities(x: Tensor) -> Tensor:
+    """Every other pixel, four times: (N, C, H, W) -> (4 N, C, ceil(H / 2), ceil(W / 2)).
+
+    Channels last, in which depthwise convolutions are fastest on a CPU.
     """
-    padding, groups = weight.shape[-1] // 2, len(weight)
-    if stride == 2:
-        return conv2d(x[:, :, ::2, ::2], weight, padding=padding, groups=groups)
     height, width = x.shape[-2:]
     if height % 2 or width % 2:
         x = pad(x, (0, width % 2, 0, height % 2))
-    # channels last, in which depthwise convolutions are fastest
-    n, groups, rows, columns = len(x), x.shape[1], x.shape[2] // 2, x.shape[3] // 2
-    x = x.permute(0, 2, 3, 1).reshape(n, rows, 2, columns, 2, groups)
-    x = x.permute(2, 4, 0, 1, 3, 5).reshape(4 * n, rows, columns, groups)
-    y = conv2d(x.permute(0, 3, 1, 2), weight, padding=padding, groups=groups)
-    y = y.permute(0, 2, 3, 1).reshape(2, 2, n, rows, columns, groups).permute(2, 3, 0, 4, 1, 5)
-    y = y.reshape(n, 2 * rows, 2 * columns, groups).permute(0, 3, 1, 2)
+    n, chs, rows, columns = len(x), x.shape[1], x.shape[2] // 2, x.shape[3] // 2
+    x = x.permute(0, 2, 3, 1).reshape(n, rows, 2, columns, 2, chs)
+    x = x.permute(2, 4, 0, 1, 3, 5).reshape(4 * n, rows, columns, chs)
+    return x.permute(0, 3, 1, 2)
+
+
+def _whole(y: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `_parities`."""
+    n, (chs, rows, columns) = len(y) // 4, y.shape[1:]
+    y = y.permute(0, 2, 3, 1).reshape(2, 2, n, rows, columns, chs).permute(2, 3, 0, 4, 1, 5)
+    y = y.reshape(n, 2 * rows, 2 * columns, chs).permute(0, 3, 1, 2)
     return y[:, :, :height, :width]
 
 
@@ -138,7 +142,20 @@ class DilatedConv(DepthwiseSeparable, Joint):
     def jointly(
         cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
     ) -> Tensor | None:
-        return _side_by_side(common.rectified(len(modules)), modules, factors)
+        """As a convolution without dilation on every other pixel: a dilated one has no fast
+        gradient on a CPU. An output reads pixels of its own parity alone, in both directions, and
+        with stride 2 only the even ones are left.
+        """
+        x, copies = common.rectified(len(modules)), len(modules)
+        weight = torch.cat([m.depthwise.weight for m in modules])
+        padding, groups = weight.shape[-1] // 2, len(weight)
+        if modules[0].depthwise.stride == (2, 2):
+            y = conv2d(x[:, :, ::2, ::2], weight, padding=padding, groups=groups)
+        else:
+            parts = common.once(f"parities x{copies}", lambda _: _parities(x))
+            y = conv2d(parts, weight, padding=padding, groups=groups)
+            y = _whole(y, *x.shape[-2:])
+        return _finish(y, modules, factors)
 
 
 class SeparableConv(Joint):
