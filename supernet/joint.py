@@ -69,7 +69,8 @@ class Joint(nn.Module):
         """What candidates of one kind make of one input, each times its factor.
 
         Returns:
-            Their outputs one after the other, (N, num_modules * C, H, W); None for zeros.
+            Their outputs one after the other, (N, num_modules * C, H, W); None for zeros. It is
+            added to in place: a tensor of its own, which its own gradient does not need.
         """
         raise NotImplementedError
 
@@ -84,7 +85,7 @@ def add_jointly(
 
     The same as `total + position(x, weights)` for each, but for the order of additions.
     """
-    common, totals = Common(x), list(totals)
+    common, sums = Common(x), [RunningSum(total) for total in totals]
     kinds: dict[Hashable, list[tuple[int, nn.Module, Factor]]] = {}
     for place, (position, path) in enumerate(zip(positions, paths, strict=True)):
         for number, index in enumerate(path.active):
@@ -101,15 +102,15 @@ def add_jointly(
                 continue
             stack = type(modules[0]).jointly(modules, common, factors)
             if stack is not None:
-                stacks[places] = stack if places not in stacks else stacks[places] + stack
+                stacks[places] = stack if places not in stacks else stacks[places].add_(stack)
             continue
         for place, module, factor in members:
             term = common.once(recipe(module), module) if _is_plain(module) else module(x)
-            totals[place] = _add(totals[place], term, factor)
+            sums[place].add(term, factor)
     for places, stack in stacks.items():
         for place, term in zip(places, stack.chunk(len(places), dim=1), strict=True):
-            totals[place] = _add(totals[place], term, None)
-    return totals
+            sums[place].add(term, None)
+    return [found.total for found in sums]
 
 
 def _kind(module: nn.Module) -> Hashable:
@@ -120,10 +121,55 @@ def _is_plain(module: nn.Module) -> bool:
     return next(module.parameters(), None) is None and next(module.buffers(), None) is None
 
 
-def _add(total: Tensor | None, term: Tensor, factor: Factor) -> Tensor:
-    if total is None:
-        return term if factor is None else factor * term
+class RunningSum:
+    """A sum that is added to in place from the second time on: what it was given stays as it is."""
+
+    def __init__(self, total: Tensor | None) -> None:
+        self.total, self._is_own = total, False
+
+    def add(self, term: Tensor, factor: Factor) -> None:
+        if self.total is None:
+            self.total = term if factor is None else factor * term
+            self._is_own = factor is not None
+            return
+        if not self._is_own:
+            self.total, self._is_own = _sum(self.total, term, factor), True
+        elif factor is None:
+            self.total = self.total.add_(term)
+        else:
+            self.total = AddScaled.apply(self.total, term, factor)
+
+
+def _sum(total: Tensor, term: Tensor, factor: Factor) -> Tensor:
     return total + term if factor is None else torch.addcmul(total, term, factor)
+
+
+class AddScaled(torch.autograd.Function):
+    """total += factor * term. The factor's gradient is one dot product; PyTorch's own would write
+    the product of all elements first."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, term: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(term, factor)
+        ctx.mark_dirty(total)
+        return total.addcmul_(term, factor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        term, factor = ctx.saved_tensors
+        _, for_term, for_factor = ctx.needs_input_grad
+        return (
+            gradient,
+            gradient * factor if for_term else None,
+            _dot(gradient, term) if for_factor else None,
+        )
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Of all elements, in the order they have in memory where they have the same."""
+    if a.is_contiguous(memory_format=torch.channels_last):
+        a, b = (t.permute(0, 2, 3, 1) for t in (a, b))
+    return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))
 
 
 def joint_norm(y: Tensor, norms: Sequence[nn.BatchNorm2d], factors: Sequence[Factor]) -> Tensor:

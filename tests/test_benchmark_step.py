@@ -102,8 +102,10 @@ def test_compares_round_by_round() -> None:
     assert line == "| s, batch 8 | grouped |  |  |  |  | 2.00 | 3.00 | 40 | 40% |  |"
 
 
-def test_the_plain_form_stays_in_float32() -> None:
-    cfg = configure("space=nasbench201", *SPACES["nasbench201"], "precision=bf16")
+@pytest.mark.parametrize("mixed_op", ["softmax", "binary_gate"])
+def test_the_plain_form_stays_in_float32(mixed_op: str) -> None:
+    chosen = ["space=nasbench201", *SPACES["nasbench201"], f"mixed_op={mixed_op}"]
+    cfg = configure(*chosen, "precision=bf16")
     data = instantiate(cfg.data)
     steppers = {form: Stepper(cfg, data, form) for form in ("plain", "grouped")}
     for form, dtype in (("plain", torch.float32), ("grouped", torch.bfloat16)):

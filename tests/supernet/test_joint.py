@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.joint import separate
+from supernet.joint import AddScaled, RunningSum, separate
 from supernet.mixed_ops.base import PathWeights, Searchable
 from supernet.network import Network
 from supernet.space import SearchSpace
@@ -87,3 +87,35 @@ def test_joint_is_plain(
         if one is not None and other is not None:
             error = (one.double() - other.double()).abs().max()
             assert error <= tolerance * max(1.0, other.double().abs().max()), (name, error)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_running_sum_has_the_gradients_of_a_sum(memory_format: torch.memory_format) -> None:
+    terms = [torch.randn(2, 3, 4, 4, dtype=torch.float64) for _ in range(4)]
+    terms = [term.to(memory_format=memory_format).requires_grad_() for term in terms]
+    before = [term.detach().clone() for term in terms]
+    factors = [torch.rand((), dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    running = RunningSum(terms[0])
+    for term, factor in zip(terms[1:], [None, *factors], strict=True):
+        running.add(term, factor)
+    a, b, c, d = terms
+    plain = a + b + factors[0] * c + factors[1] * d
+    assert running.total is not None
+    torch.testing.assert_close(running.total, plain)
+    outer = torch.randn_like(plain)
+    found = torch.autograd.grad((running.total * outer).sum(), [*terms, *factors])
+    expected = torch.autograd.grad((plain * outer).sum(), [*terms, *factors])
+    torch.testing.assert_close(found, expected)
+    for term, value in zip(terms, before, strict=True):
+        assert torch.equal(term, value)
+
+
+def test_a_scaled_addition_can_be_differentiated_twice() -> None:
+    total, term = (torch.randn(1, 2, 2, 2, dtype=torch.float64) for _ in range(2))
+    factor = torch.rand((), dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (total, term, factor)]
+
+    def add(total: Tensor, term: Tensor, factor: Tensor) -> Tensor:
+        return AddScaled.apply(total * 1, term, factor)
+
+    assert torch.autograd.gradcheck(add, inputs) and torch.autograd.gradgradcheck(add, inputs)
