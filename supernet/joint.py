@@ -98,7 +98,7 @@ def add_jointly(
         if isinstance(modules[0], Joint):
             if (term := type(modules[0]).once(modules, common)) is not None:
                 for place, factor in zip(places, factors, strict=True):
-                    totals[place] = _add(totals[place], term, factor)
+                    sums[place].add(term, factor)
                 continue
             stack = type(modules[0]).jointly(modules, common, factors)
             if stack is not None:
