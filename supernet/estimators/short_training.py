@@ -22,13 +22,10 @@ class Trained(NamedTuple):
     Attributes:
         accuracy: on the architecture half, in percent.
         loss: there.
-        train_loss: mean loss of the training itself over the second half of its steps: how fast it
-            learns (Ru et al. 2021, section 2).
     """
 
     accuracy: float
     loss: float
-    train_loss: float
 
 
 class ShortTraining:
@@ -80,10 +77,9 @@ class ShortTraining:
         """
         accelerator = self.problem.accelerator
         with self._trained(architecture, steps) as learner:
-            train_loss = learner.meter.read(accelerator)[0]
             learner.average_buffers()
             judges = ((x.to(memory_format=self.recipe.memory_format), y) for x, y in self.judges)
-            return Trained(*evaluate(learner.network, judges, accelerator), train_loss)
+            return Trained(*evaluate(learner.network, judges, accelerator))
 
     @contextmanager
     def _trained(self, architecture: Architecture, steps: int) -> Iterator[Learner]:
@@ -96,9 +92,7 @@ class ShortTraining:
         learner = Learner(network, self.recipe, steps, problem.accelerator, problem.seed)
         try:
             network.train()
-            for step in range(steps):
-                if step == steps // 2:
-                    learner.meter.sums.zero_()
+            for _ in range(steps):
                 learner.take_step(*stream.next())
             yield learner
         finally:

@@ -105,7 +105,7 @@ class RandomSearch(Strategy):
             found = judge.judge(architecture, self.steps)
         except Diverged as error:
             log.warning("an architecture of the random search is out: %s", error)
-            found = Trained(0.0, sys.float_info.max, sys.float_info.max)
+            found = Trained(0.0, sys.float_info.max)
         cost = problem.cost.of(architecture)
         return {
             "step": (len(ranked) + 1) * self.steps,

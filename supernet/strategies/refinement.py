@@ -25,18 +25,19 @@ class Refinement:
     In a supernet every path runs beside skips, and its gradient is taken at given weights, so that
     it tells what an operation adds, but not how a network trains that has no skip of its own. A few
     steps of a network as deep as the one wanted tell just that. Those who differ from the leader in
-    one choice are trained, from the same seed on the same images, and the best takes the lead where
-    it learns clearly faster: a light network always learns a little faster at first, which says
-    nothing of where it ends.
+    one choice are trained, from the same seed on the same images, the best of them for longer, and
+    the best of these takes the lead where it learns clearly faster: a light network always learns a
+    little faster at first, which says nothing of where it ends.
 
     Args:
-        moves: of the lead at most; each costs `num_neighbours` trainings.
+        moves: of the lead at most; each costs `num_neighbours` short trainings.
         num_neighbours: tried a move at most: those with the best scores.
-        steps: of a training.
-        margin: by which the loss of a neighbour must be below the leader's, in nats. It is the
-            mean over the second half of the training's steps (Ru et al. 2021).
+        steps: of a short training.
+        num_finalists: of a move: its best ones by then are trained anew for `final_steps`.
+        final_steps: of them and of the leader.
+        margin: by which the best finalist's loss must be below the leader's, in nats.
         recipe: of the trainings.
-        num_images: of the architecture half that judge a network, for the record.
+        num_images: of the architecture half that judge a network, in each process.
         settings: of the space in which they differ from the search's, such as `num_cells`.
     """
 
@@ -46,14 +47,16 @@ class Refinement:
         moves: int,
         num_neighbours: int,
         steps: int,
+        num_finalists: int,
+        final_steps: int,
         margin: float,
         recipe: Recipe,
-        num_images: int = 1000,
+        num_images: int,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         numbers = {
             "moves": moves, "num_neighbours": num_neighbours, "steps": steps,
-            "num_images": num_images,
+            "num_finalists": num_finalists, "final_steps": final_steps, "num_images": num_images,
         }  # fmt: skip
         for name, value in numbers.items():
             if value < 1:
@@ -61,7 +64,8 @@ class Refinement:
         if margin < 0:
             raise ValueError(f"strategy.refinement.margin must be 0 or more; got {margin}")
         self.moves, self.num_neighbours = moves, num_neighbours
-        self.steps, self.margin = steps, margin
+        self.steps, self.num_finalists, self.final_steps = steps, num_finalists, final_steps
+        self.margin = margin
         self.recipe, self.num_images, self.settings = recipe, num_images, dict(settings or {})
 
     def refine(
@@ -82,42 +86,51 @@ class Refinement:
             place: what a record says of where in the search it is.
         """
         judge = ShortTraining(problem, self.recipe, self.num_images, self.settings)
-        num_known, seen, leader, around = len(trainings), 0, start, [start]
-        tried = {start}
-        for move in range(self.moves + 1):
-            with run.progress(len(around), 0, f"neighbours, move {move}") as bar:
-                for architecture in around:
+        num_known, seen = len(trainings), 0
+
+        def train(architectures: Sequence[Architecture], move: int, final: bool) -> Iterator[None]:
+            nonlocal seen
+            steps = self.final_steps if final else self.steps
+            with run.progress(len(architectures), 0, f"move {move}, {steps} steps") as bar:
+                for architecture in architectures:
                     seen += 1
                     if seen > num_known:
-                        found = self._train(problem, judge, architecture)
-                        trainings.append({**place, "candidate": seen - 1, "move": move, **found})
+                        found = self._train(problem, judge, architecture, steps)
+                        where = {**place, "candidate": seen - 1, "move": move, "final": final}
+                        trainings.append({**where, **found})
                         run.log(trainings[-1])
                         yield
                     bar.update()
+
+        leader, tried = start, {start}
+        yield from train([start], 0, final=True)
+        for move in range(1, self.moves + 1):
+            around = [a for a in self.neighbours(problem, leader, scores) if a not in tried]
+            yield from train(around, move, final=False)
             tried.update(around)
+            short = sorted(trainings[seen - len(around) : seen], key=_loss)
+            best = [problem.space.architecture(r["architecture"]) for r in short]
+            yield from train(best[: self.num_finalists], move, final=True)
             lead = self.leaders(trainings[:seen])[0]
             if run.main:
                 log.info(
-                    "move %d: %d trained; with %d steps the leader has a loss of %.3f: %s",
-                    move, len(around), self.steps, lead["train_loss"],
-                    " ".join(lead["architecture"].values()),
+                    "move %d: of %d neighbours %d trained for %d steps; the leader has a loss of "
+                    "%.3f: %s", move, len(around), len(best[: self.num_finalists]),
+                    self.final_steps, lead["loss"], " ".join(lead["architecture"].values()),
                 )  # fmt: skip
             if lead["move"] < move:
                 break
             leader = problem.space.architecture(lead["architecture"])
-            around = [a for a in self.neighbours(problem, leader, scores) if a not in tried]
-            if not around:
-                break
 
     def leaders(self, trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Who had the lead, the last one first; `rank_value` is the place."""
         found: list[Mapping[str, Any]] = []
         for move in range(self.moves + 1):
-            tried = [r for r in trainings if r["move"] == move]
-            best = min(tried, key=lambda r: r["train_loss"], default=None)
-            if best is None:
+            final = [r for r in trainings if r["move"] == move and r["final"]]
+            if not final:
                 break
-            if found and best["train_loss"] >= found[0]["train_loss"] - self.margin:
+            best = min(final, key=_loss)
+            if found and best["loss"] >= found[0]["loss"] - self.margin:
                 break
             found.insert(0, best)
         return [{**record, "rank_value": float(place)} for place, record in enumerate(found)]
@@ -135,23 +148,27 @@ class Refinement:
         return sorted(within, key=score, reverse=True)[: self.num_neighbours]
 
     def _train(
-        self, problem: Problem, judge: ShortTraining, architecture: Architecture
+        self, problem: Problem, judge: ShortTraining, architecture: Architecture, steps: int
     ) -> dict[str, Any]:
         try:
-            found = judge.judge(architecture, self.steps)
+            found = judge.judge(architecture, steps)
         except Diverged as error:
             log.warning("a neighbour is out: %s", error)
-            found = Trained(0.0, sys.float_info.max, sys.float_info.max)
+            found = Trained(0.0, sys.float_info.max)
         cost = problem.cost.of(architecture)
         return {
             "phase": "rank",
-            "steps": self.steps,
+            "steps": steps,
             **found._asdict(),
             "cost": cost,
             "limits": limit_records(problem, architecture, {}),
-            "rank_value": found.train_loss,
+            "rank_value": found.loss,
             "architecture": dict(architecture),
         }
+
+
+def _loss(record: Mapping[str, Any]) -> float:
+    return float(record["loss"])
 
 
 def one_change(space: SearchSpace, architecture: Architecture) -> Iterator[Architecture]:

@@ -37,7 +37,7 @@ class Judge:
             if len(self.asked) == self.fail_at:
                 raise KeyboardInterrupt
             self.asked.append(architecture)
-            return Trained(self.quality(architecture), 1.0, 1.0)
+            return Trained(self.quality(architecture), 1.0)
 
         monkeypatch.setattr(ShortTraining, "judge", judge)
 
@@ -137,7 +137,7 @@ def test_one_that_diverges_is_not_chosen(
         if not out:
             out.append(architecture)
             raise Diverged("the training loss is nan")
-        return Trained(1.0, 5.0, 1.0)
+        return Trained(1.0, 5.0)
 
     monkeypatch.setattr(ShortTraining, "judge", judge)
     answer = make_search(num_samples=2).search(make_problem(Softmax()), make_run())
@@ -148,7 +148,7 @@ def test_networks_are_really_trained(make_problem, make_run) -> None:
     problem, run = make_problem(Softmax()), make_run()
     answer = make_search(num_samples=2, steps=4).search(problem, run)
     best = answer.best(problem.objective.budget)
-    assert ShortTraining(problem, RECIPE, 30).judge(best, 4)[:2] == answer.judged(best)
+    assert ShortTraining(problem, RECIPE, 30).judge(best, 4) == answer.judged(best)
 
 
 @pytest.mark.parametrize("name", ["steps", "num_images", "num_samples", "total_steps", "seconds"])
