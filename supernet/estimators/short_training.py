@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from supernet.choice import Architecture
 from supernet.data import Loader, Split, Stream
 from supernet.evaluate import evaluate
@@ -31,8 +33,8 @@ class Trained(NamedTuple):
 class ShortTraining:
     """Judges architectures by training each from scratch on the weight half for some steps.
 
-    All start from the same seed and see the same images in the same order. Several processes train
-    one network together.
+    All start from the same seed and see the same images in the same order, in each repeat another
+    one. Several processes train one network together.
 
     Args:
         recipe: how they are trained; its schedule spans the training, however short (`epochs` is
@@ -52,16 +54,16 @@ class ShortTraining:
         self.settings = dict(settings or {})
         self.train_half, arch_half = problem.data.search_splits(problem.seed)
         # In an order of its own: the half itself may be sorted by class.
-        loader = self._loader(arch_half, augment=False)
+        loader = self._loader(arch_half, problem.seed, augment=False)
         batches = min(len(loader), math.ceil(num_images / recipe.batch_size))
         self.judges = [loader.batch(0, index) for index in range(batches)]
 
-    def _loader(self, half: Split, augment: bool) -> Loader:
+    def _loader(self, half: Split, seed: int, augment: bool) -> Loader:
         accelerator = self.problem.accelerator
         return Loader(
             half,
             batch_size=self.recipe.batch_size,
-            seed=self.problem.seed,
+            seed=seed,
             train=True,
             augment=augment,
             device=accelerator.device,
@@ -69,27 +71,31 @@ class ShortTraining:
             world_size=accelerator.num_processes,
         )
 
-    def judge(self, architecture: Architecture, steps: int) -> Trained:
+    def judge(self, architecture: Architecture, steps: int, repeat: int = 0) -> Trained:
         """What the architecture is after `steps` steps.
+
+        Args:
+            repeat: which of its trainings; the images that judge are the same in all.
 
         Raises:
             Diverged: the loss is not finite.
         """
         accelerator = self.problem.accelerator
-        with self._trained(architecture, steps) as learner:
+        with self._trained(architecture, steps, repeat) as learner:
             learner.average_buffers()
             judges = ((x.to(memory_format=self.recipe.memory_format), y) for x, y in self.judges)
             return Trained(*evaluate(learner.network, judges, accelerator))
 
     @contextmanager
-    def _trained(self, architecture: Architecture, steps: int) -> Iterator[Learner]:
+    def _trained(self, architecture: Architecture, steps: int, repeat: int) -> Iterator[Learner]:
         problem = self.problem
+        seed = int(np.random.SeedSequence((problem.seed, repeat)).generate_state(1)[0])
         resized = SearchSpace.resized(architecture, self.settings)
         space = SearchSpace.of(resized)
-        with seeded(problem.seed):
+        with seeded(seed):
             network = space.build_network(resized, problem.data.info.num_classes)
-        stream = Stream(self._loader(self.train_half, augment=True))
-        learner = Learner(network, self.recipe, steps, problem.accelerator, problem.seed)
+        stream = Stream(self._loader(self.train_half, seed, augment=True))
+        learner = Learner(network, self.recipe, steps, problem.accelerator, seed)
         try:
             network.train()
             for _ in range(steps):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from torch import Tensor
@@ -25,9 +27,10 @@ class Refinement:
     In a supernet every path runs beside skips, and its gradient is taken at given weights, so that
     it tells what an operation adds, but not how a network trains that has no skip of its own. A few
     steps of a network as deep as the one wanted tell just that. Those who differ from the leader in
-    one choice are trained, from the same seed on the same images, the best of them for longer, and
-    the best of these takes the lead where it learns clearly faster: a light network always learns a
-    little faster at first, which says nothing of where it ends.
+    one choice are trained, from the same seed on the same images, the best of them for longer and
+    from several seeds, in a race (Maron & Moore 1994) that those leave whose mean loss is more than
+    `margin` above the best. Its winner takes the lead where it learns clearly faster: a light
+    network always learns a little faster at first, which says nothing of where it ends.
 
     Args:
         moves: of the lead at most; each costs `num_neighbours` short trainings.
@@ -35,7 +38,8 @@ class Refinement:
         steps: of a short training.
         num_finalists: of a move: its best ones by then are trained anew for `final_steps`.
         final_steps: of them and of the leader.
-        margin: by which the best finalist's loss must be below the leader's, in nats.
+        repeats: longer trainings, from different seeds, of a finalist that stays in the race.
+        margin: by which the winner's mean loss must be below the leader's, in nats.
         recipe: of the trainings.
         num_images: of the architecture half that judge a network, in each process.
         settings: of the space in which they differ from the search's, such as `num_cells`.
@@ -49,6 +53,7 @@ class Refinement:
         steps: int,
         num_finalists: int,
         final_steps: int,
+        repeats: int,
         margin: float,
         recipe: Recipe,
         num_images: int,
@@ -56,7 +61,8 @@ class Refinement:
     ) -> None:
         numbers = {
             "moves": moves, "num_neighbours": num_neighbours, "steps": steps,
-            "num_finalists": num_finalists, "final_steps": final_steps, "num_images": num_images,
+            "num_finalists": num_finalists, "final_steps": final_steps, "repeats": repeats,
+            "num_images": num_images,
         }  # fmt: skip
         for name, value in numbers.items():
             if value < 1:
@@ -65,7 +71,7 @@ class Refinement:
             raise ValueError(f"strategy.refinement.margin must be 0 or more; got {margin}")
         self.moves, self.num_neighbours = moves, num_neighbours
         self.steps, self.num_finalists, self.final_steps = steps, num_finalists, final_steps
-        self.margin = margin
+        self.repeats, self.margin = repeats, margin
         self.recipe, self.num_images, self.settings = recipe, num_images, dict(settings or {})
 
     def refine(
@@ -88,48 +94,62 @@ class Refinement:
         judge = ShortTraining(problem, self.recipe, self.num_images, self.settings)
         num_known, seen = len(trainings), 0
 
-        def train(architectures: Sequence[Architecture], move: int, final: bool) -> Iterator[None]:
+        def train(
+            architectures: Sequence[Architecture], steps: int, where: Mapping[str, Any]
+        ) -> Iterator[None]:
             nonlocal seen
-            steps = self.final_steps if final else self.steps
-            with run.progress(len(architectures), 0, f"move {move}, {steps} steps") as bar:
+            title = f"move {where['move']}, {steps} steps"
+            with run.progress(len(architectures), 0, title) as bar:
                 for architecture in architectures:
                     seen += 1
                     if seen > num_known:
-                        found = self._train(problem, judge, architecture, steps)
-                        where = {**place, "candidate": seen - 1, "move": move, "final": final}
-                        trainings.append({**where, **found})
+                        found = self._train(problem, judge, architecture, steps, where["repeat"])
+                        trainings.append({**place, "candidate": seen - 1, **where, **found})
                         run.log(trainings[-1])
                         yield
                     bar.update()
 
+        def race(architectures: Sequence[Architecture], move: int) -> Iterator[None]:
+            for repeat in range(self.repeats):
+                where = {"move": move, "final": True, "repeat": repeat}
+                yield from train(architectures, self.final_steps, where)
+                means = [r for r in _means(trainings[:seen], move) if r["repeat"] == repeat]
+                worst = min(map(_loss, means)) + self.margin
+                left = [r["architecture"] for r in means if _loss(r) <= worst]
+                architectures = [problem.space.architecture(options) for options in left]
+                if len(architectures) == 1:
+                    break
+
         leader, tried = start, {start}
-        yield from train([start], 0, final=True)
+        yield from train([start], self.final_steps, {"move": 0, "final": True, "repeat": 0})
         for move in range(1, self.moves + 1):
             around = [a for a in self.neighbours(problem, leader, scores) if a not in tried]
-            yield from train(around, move, final=False)
+            if not around:
+                break
+            yield from train(around, self.steps, {"move": move, "final": False, "repeat": 0})
             tried.update(around)
-            short = sorted(trainings[seen - len(around) : seen], key=_loss)
-            best = [problem.space.architecture(r["architecture"]) for r in short]
-            yield from train(best[: self.num_finalists], move, final=True)
+            short = sorted(trainings[seen - len(around) : seen], key=_loss)[: self.num_finalists]
+            yield from race([problem.space.architecture(r["architecture"]) for r in short], move)
             lead = self.leaders(trainings[:seen])[0]
             if run.main:
                 log.info(
-                    "move %d: of %d neighbours %d trained for %d steps; the leader has a loss of "
-                    "%.3f: %s", move, len(around), len(best[: self.num_finalists]),
-                    self.final_steps, lead["loss"], " ".join(lead["architecture"].values()),
+                    "move %d: %d neighbours, %d finalists; the leader has a loss of %.3f: %s",
+                    move, len(around), len(short), lead["loss"],
+                    " ".join(lead["architecture"].values()),
                 )  # fmt: skip
             if lead["move"] < move:
                 break
             leader = problem.space.architecture(lead["architecture"])
 
     def leaders(self, trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Who had the lead, the last one first; `rank_value` is the place."""
+        """Who had the lead, the last one first; `rank_value` is the place, `accuracy` and `loss`
+        the means of its longer trainings."""
         found: list[Mapping[str, Any]] = []
         for move in range(self.moves + 1):
-            final = [r for r in trainings if r["move"] == move and r["final"]]
-            if not final:
+            means = _means(trainings, move)
+            if not means:
                 break
-            best = min(final, key=_loss)
+            best = min(means, key=lambda r: (-r["repeat"], _loss(r)))
             if found and best["loss"] >= found[0]["loss"] - self.margin:
                 break
             found.insert(0, best)
@@ -148,10 +168,15 @@ class Refinement:
         return sorted(within, key=score, reverse=True)[: self.num_neighbours]
 
     def _train(
-        self, problem: Problem, judge: ShortTraining, architecture: Architecture, steps: int
+        self,
+        problem: Problem,
+        judge: ShortTraining,
+        architecture: Architecture,
+        steps: int,
+        repeat: int,
     ) -> dict[str, Any]:
         try:
-            found = judge.judge(architecture, steps)
+            found = judge.judge(architecture, steps, repeat)
         except Diverged as error:
             log.warning("a neighbour is out: %s", error)
             found = Trained(0.0, sys.float_info.max)
@@ -169,6 +194,19 @@ class Refinement:
 
 def _loss(record: Mapping[str, Any]) -> float:
     return float(record["loss"])
+
+
+def _means(trainings: Sequence[Mapping[str, Any]], move: int) -> list[dict[str, Any]]:
+    """The last of the longer trainings of each architecture of a move, with the means of all."""
+    found = defaultdict[tuple[str, ...], list[Mapping[str, Any]]](list)
+    for record in trainings:
+        if record["move"] == move and record["final"]:
+            found[tuple(record["architecture"].values())].append(record)
+    # `mean` is exact: a diverged training has the largest loss there is
+    return [
+        {**records[-1], **{key: mean(r[key] for r in records) for key in ("accuracy", "loss")}}
+        for records in found.values()
+    ]
 
 
 def one_change(space: SearchSpace, architecture: Architecture) -> Iterator[Architecture]:

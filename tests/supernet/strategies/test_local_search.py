@@ -26,7 +26,7 @@ RECIPE = Recipe(
 def make(**changes: Any) -> LocalSearch:
     settings: dict[str, Any] = {
         "moves": 3, "num_neighbours": 100, "steps": 4, "num_finalists": 1, "final_steps": 6,
-        "margin": 0.0, "num_images": 30, "recipe": RECIPE,
+        "repeats": 1, "margin": 0.0, "num_images": 30, "recipe": RECIPE,
     }  # fmt: skip
     return LocalSearch(refinement=Refinement(**{**settings, **changes}))
 
@@ -41,7 +41,7 @@ class Judge:
         self.asked: list[Architecture] = []
         self.fail_at: int | None = None
 
-        def judge(_: Any, architecture: Architecture, steps: int) -> Trained:
+        def judge(_: Any, architecture: Architecture, steps: int, repeat: int) -> Trained:
             if len(self.asked) == self.fail_at:
                 raise KeyboardInterrupt
             self.asked.append(architecture)

@@ -29,7 +29,7 @@ RECIPE = Recipe(
 def make_refinement(**changes: Any) -> Refinement:
     settings: dict[str, Any] = {
         "moves": 3, "num_neighbours": 100, "steps": 3, "num_finalists": 1, "final_steps": 9,
-        "margin": 0.15, "num_images": 30, "recipe": RECIPE,
+        "repeats": 1, "margin": 0.15, "num_images": 30, "recipe": RECIPE,
     }  # fmt: skip
     return Refinement(**{**settings, **changes})
 
@@ -39,12 +39,14 @@ class Judge:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, loss: Any) -> None:
         self.asked: list[tuple[Architecture, int]] = []
+        self.repeats: list[int] = []
         self.fail_at: int | None = None
 
-        def judge(_: Any, architecture: Architecture, steps: int) -> Trained:
+        def judge(_: Any, architecture: Architecture, steps: int, repeat: int) -> Trained:
             if len(self.asked) == self.fail_at:
                 raise KeyboardInterrupt
             self.asked.append((architecture, steps))
+            self.repeats.append(repeat)
             return Trained(50.0, float(loss(architecture, steps)))
 
         monkeypatch.setattr(ShortTraining, "judge", judge)
@@ -124,6 +126,36 @@ def test_finalists_are_judged_by_their_longer_training(
     assert answer(state, refinement) == architecture(state, *lead)
 
 
+def test_finalists_race_over_several_seeds(
+    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(0, 2) is best from the first seed, and (1, 0) on the mean of two; (0, 1) is more than the
+    margin behind at once, and (0, 2) after the second."""
+    losses = {(0, 0): [3.0], (1, 0): [1.7, 1.0], (0, 2): [1.6, 1.5], (0, 1): [1.8]}
+    at = {architecture(state, *place): iter(series) for place, series in losses.items()}
+    judge = Judge(monkeypatch, lambda found, steps: next(at[found]) if steps == 9 else 2.0)
+    refinement = make_refinement(moves=1, num_finalists=3, repeats=4)
+    run = make_run()
+    refine(refinement, state, run, architecture(state, 0, 0))
+    assert judge.repeats == [0] + [0, 0, 0] + [0, 0, 0] + [1, 1]
+    assert [r["repeat"] for r in read_journal(run.folder / "metrics.jsonl")] == judge.repeats
+    assert answer(state, refinement) == architecture(state, 1, 0)
+    assert refinement.leaders(state.ranked)[0]["loss"] == pytest.approx(1.35)
+
+
+def test_a_race_ends_after_its_repeats_and_is_lost_by_who_left_it(
+    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {(0, 0): [3.0], (1, 0): [1.0, 1.6, 1.7], (0, 2): [1.1, 1.6, 1.8], (0, 1): [1.16]}
+    at = {architecture(state, *place): iter(series) for place, series in losses.items()}
+    judge = Judge(monkeypatch, lambda found, steps: next(at[found]) if steps == 9 else 2.0)
+    refinement = make_refinement(moves=1, num_finalists=3, repeats=3)
+    refine(refinement, state, make_run(), architecture(state, 0, 0))
+    assert judge.repeats[4:] == [0, 0, 0, 1, 1, 2, 2]
+    # (0, 1) has the lowest mean by now, of one lucky seed
+    assert answer(state, refinement) == architecture(state, 1, 0)
+
+
 @pytest.mark.parametrize(
     "changes,num_trained,lead",
     [
@@ -182,7 +214,7 @@ def test_one_that_diverges_does_not_lead(
 ) -> None:  # fmt: skip
     start = architecture(state, 0, 0)
 
-    def judge(_: Any, found: Architecture, steps: int) -> Trained:
+    def judge(_: Any, found: Architecture, steps: int, repeat: int) -> Trained:
         if found != start:
             raise Diverged("the training loss is nan")
         return Trained(50.0, 1.0)
@@ -227,6 +259,7 @@ def test_an_interrupted_refinement_goes_on(
         ({"steps": 0}, "refinement.steps must be 1 or more; got 0"),
         ({"num_finalists": 0}, "refinement.num_finalists must be 1 or more; got 0"),
         ({"final_steps": 0}, "refinement.final_steps must be 1 or more; got 0"),
+        ({"repeats": 0}, "refinement.repeats must be 1 or more; got 0"),
         ({"num_images": 0}, "refinement.num_images must be 1 or more; got 0"),
         ({"margin": -0.1}, "refinement.margin must be 0 or more; got -0.1"),
     ],
@@ -247,6 +280,7 @@ def test_short_trainings_are_repeatable_and_longer_ones_are_better(make_problem:
     first = judge.judge(drawn, 2)
     torch.manual_seed(77)
     assert ShortTraining(problem, RECIPE, num_images=60).judge(drawn, 2) == first
+    assert judge.judge(drawn, 2, repeat=1) != first
     longer = judge.judge(drawn, 60)
     assert longer.loss < 0.9 * first.loss
 
