@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from supernet.benchmark import Benchmark, best_within
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.data import Data
@@ -81,7 +83,10 @@ def derive_all(
     folder: Path,
     budgets: Sequence[float | None],
 ) -> list[tuple[Architecture, Path]]:
-    """One architecture a budget; several get a folder each, and a comparison."""
+    """One architecture a budget; several get a folder each, and a comparison.
+
+    A benchmark table is opened once all are derived.
+    """
     unit = problem.cost.unit
     for budget in budgets:
         if budget is not None:
@@ -98,12 +103,33 @@ def derive_all(
         architecture.save(own / "architecture.json")
         results.append(result)
         found.append((architecture, own))
+    front = None if cfg.benchmark.table is None else judge(cfg, problem, results)
     if len(budgets) > 1:
         write_json(folder / "budgets" / "result.json", results)
         title = f"Budgets of {folder.resolve().name}"
-        page = write_pareto(results, title, folder / "budgets" / "pareto.html")
+        page = write_pareto(results, title, folder / "budgets" / "pareto.html", front)
         print(f"report: {page}")
     return found
+
+
+def judge(
+    cfg: DictConfig, problem: Problem, results: Sequence[dict[str, Any]]
+) -> list[tuple[float, float]]:
+    """Add to each result what a benchmark table says of it, and the best that the table holds
+    within its budget; return the table's front."""
+    table = Benchmark.load(cfg.benchmark.table, cfg.benchmark.column)
+    front = table.front(problem.space, problem.cost)
+    for result in results:
+        found = table.judge(problem.space, problem.space.architecture(result["architecture"]))
+        # measured, a network may meet a budget that its prediction exceeds
+        room = max(result["predicted"], result["budget"] or math.inf)
+        result["benchmark"] = {**found, "best_within": best_within(front, room)}
+        log.info(
+            "benchmark: %s %.2f%%, rank %d of %d; the best within %.4g %s has %.2f%%",
+            found["name"], found["accuracy"], found["rank"], found["of"], room, problem.cost.unit,
+            result["benchmark"]["best_within"],
+        )  # fmt: skip
+    return front
 
 
 def _network(
@@ -153,6 +179,8 @@ def bracket_budgets(arguments: list[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="derive")
 @command
 def _main(cfg: DictConfig) -> None:
+    if cfg.benchmark.table is not None and not Path(cfg.benchmark.table).is_file():
+        raise ValueError(f"benchmark.table={cfg.benchmark.table!r} is not a file")
     run = Path(cfg.run)
     run_cfg = run_config(run)
     set_up_cpu(run_cfg)

@@ -6,12 +6,14 @@ It judges what a search found, after the search.
 from __future__ import annotations
 
 import csv
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latency.model import AdditiveCost
 from supernet.choice import Architecture
 from supernet.space import SearchSpace
 
@@ -87,3 +89,27 @@ class Benchmark:
             "of": len(self.accuracies),
             "best": max(self.accuracies.values()),
         }
+
+    def front(self, space: SearchSpace, cost: AdditiveCost) -> list[tuple[float, float]]:
+        """(cost, accuracy) of the architectures of the table that no other one beats in both, the
+        cheapest first.
+
+        Args:
+            space: whose restrictions hold; with `from_string`.
+            cost: additive over its choices.
+        """
+        points = []
+        for text, accuracy in self.accuracies.items():
+            architecture = space.from_string(text)
+            if space.is_valid(architecture):
+                points.append((cost.of(architecture), accuracy))
+        front: list[tuple[float, float]] = []
+        for point in sorted(points, key=lambda p: (p[0], -p[1])):
+            if not front or point[1] > front[-1][1]:
+                front.append(point)
+        return front
+
+
+def best_within(front: Sequence[tuple[float, float]], budget: float) -> float:
+    """The accuracy that a front reaches for at most `budget`; -inf where all costs more."""
+    return max((accuracy for cost, accuracy in front if cost <= budget), default=-math.inf)

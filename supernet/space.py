@@ -88,6 +88,14 @@ class SearchSpace(ABC):
         """
         raise ValueError(f"{self.id} has no notation that a benchmark table could use")
 
+    def from_string(self, text: str) -> Architecture:
+        """The architecture that `to_string` writes so.
+
+        Raises:
+            ValueError: the space has no such notation, or the text is not in it.
+        """
+        raise ValueError(f"{self.id} has no notation that a benchmark table could use")
+
     def covering(self, num_classes: int) -> Sequence[Network]:
         """Derived networks that, compiled, run between them every operation that any of them runs.
 

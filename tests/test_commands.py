@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,26 @@ def test_nasbench_cells_run_through(commands: Any, tmp_path: Path) -> None:
     table = LatencyTable.load(tmp_path / "run" / "latency_table.json")
     architecture = Architecture.load(tmp_path / "run" / "architecture.json")
     assert result["predicted"] == pytest.approx(site_sum(table, architecture), abs=1e-9)
+    space = SearchSpace.of(architecture)
+    # the same operation everywhere is worth most: the best within a budget is known
+    worth = {}
+    for options in product(*(choice.options for choice in space.choices)):
+        cell = space.architecture(dict(zip(space.by_name, options, strict=True)))
+        worth[space.to_string(cell)] = len(set(options))
+    rows = "".join(f"{cell},{90 - value}\n" for cell, value in worth.items())
+    (tmp_path / "truth.csv").write_text(f"architecture,test\n{rows}")
+    low, high = result["reachable"]
+    budgets = f"budget_ms={low + 1e-9},{high}"
+    commands.succeed(
+        "derive", "run=run", budgets, "measure=false", "benchmark.table=truth.csv", cwd=tmp_path
+    )
+    for found in read(tmp_path / "run" / "budgets" / "result.json"):
+        derived = 90 - len(set(found["architecture"].values()))
+        assert found["benchmark"]["accuracy"] == derived <= found["benchmark"]["best_within"] == 89
+    page = (tmp_path / "run" / "budgets" / "pareto.html").read_text()
+    assert "best within budget (%)" in page and page.count("89.0") >= 2
+    refused = commands.refuse("derive", "run=run", "benchmark.table=no.csv", cwd=tmp_path)
+    assert "benchmark.table='no.csv' is not a file" in refused
 
 
 @pytest.mark.slow

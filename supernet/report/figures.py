@@ -302,20 +302,35 @@ def predictions(points: Sequence[Sequence[float]]) -> str:
 
 
 @styled
-def pareto(points: Sequence[Record], x: str, unit: str) -> str:
+def pareto(
+    points: Sequence[Record],
+    x: str,
+    unit: str,
+    front: Sequence[tuple[float, float]] | None = None,
+) -> str:
     """Accuracy against cost of the networks of one search, a dashed line at each budget.
 
     Args:
         points: with `cost`, `accuracy` (percent) and `budget`.
         x: name of the cost.
         unit: of cost and budget.
+        front: (cost, accuracy) of the best that there are, the cheapest first.
     """
     figure = new_figure(3.6)
     axes = figure.add_subplot()
     for point in points:
         axes.axvline(point["budget"], color=PAGE["muted"], linewidth=1, linestyle=(0, (4, 3)))
     line = sorted((p["cost"], p["accuracy"]) for p in points)
-    axes.plot(*zip(*line, strict=True), marker="o", color=PAGE["c1"], markersize=6)
+    axes.plot(
+        *zip(*line, strict=True), marker="o", color=PAGE["c1"], markersize=6, label="derived"
+    )
+    if front:
+        low, high = line[0][0], line[-1][0]
+        seen = [point for point in front if 0.9 * low <= point[0] <= 1.1 * high] or front
+        axes.plot(
+            *zip(*seen, strict=True), drawstyle="steps-post", color=PAGE["c2"], label="best"
+        )
+        axes.legend()
     axes.set(xlabel=f"{x} ({unit}); dashed: the budgets", ylabel="accuracy (%)")
     axes.xaxis.set_major_formatter(_number(line[-1][0]))
     return svg(figure, "pareto")

@@ -64,14 +64,21 @@ def predictions_caption(calibration: Calibration) -> str:
 
 
 def write_pareto(
-    results: Sequence[Mapping[str, Any]], title: str, path: str | os.PathLike[str]
+    results: Sequence[Mapping[str, Any]],
+    title: str,
+    path: str | os.PathLike[str],
+    front: Sequence[tuple[float, float]] | None = None,
 ) -> Path:
     """One search under several budgets.
 
     Args:
-        results: as `result.json` of each budget.
+        results: as `result.json` of each budget; with `front`, all have `benchmark`.
+        front: (predicted cost, accuracy) of the best architectures of a benchmark table, which is
+            drawn beside the derived ones, as the table has them.
     """
     name, unit = (results[0]["cost"][key] for key in ("name", "unit"))
+    columns = [f"budget ({unit})", f"predicted ({unit})", "measured (ms)", "binding",
+               "accuracy (%)", "architecture"]  # fmt: skip
     rows, points = [], []
     for result in results:
         measured = result["measured_ms"] and result["measured_ms"]["median_ms"]
@@ -87,18 +94,34 @@ def write_pareto(
                 " ".join(result["architecture"].values()),
             ]
         )
+    caption = (
+        "Accuracy on the architecture half with weights inherited from the supernet, batch "
+        "norms recalibrated: what ranks networks of one search, not what retraining gives."
+    )
+    note = ""
+    if front is not None:
+        caption, note = _FRONT_CAPTION, f"Accuracy: {caption}"
+        columns[5:5] = ["benchmark (%)", "best within budget (%)"]
+        for row, point, result in zip(rows, points, results, strict=True):
+            judged = result["benchmark"]
+            row[5:5] = [percent(judged["accuracy"]), percent(judged["best_within"])]
+            point.update(cost=result["predicted"], accuracy=judged["accuracy"])
     page = render(
         "figures.html.j2",
         title=title,
         subtitle=f"{len(results)} budgets, one search",
-        figure=figures.pareto(points, name, unit),
-        caption="Accuracy on the architecture half with weights inherited from the supernet, batch "
-        "norms recalibrated: what ranks networks of one search, not what retraining gives.",
-        columns=[f"budget ({unit})", f"predicted ({unit})", "measured (ms)", "binding",
-                 "accuracy (%)", "architecture"],
+        figure=figures.pareto(points, name, unit, front),
+        caption=caption,
+        columns=columns,
         rows=rows,
-        note="",
-    )  # fmt: skip
+        note=note,
+    )
     path = Path(path)
     write_text(path, page)
     return path
+
+
+_FRONT_CAPTION = (
+    "Accuracy by the benchmark's table against predicted cost: what one search derived for each "
+    "budget, and the best architectures that the table holds."
+)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from supernet.benchmark import Benchmark
+from latency.model import AdditiveCost
+from supernet.benchmark import Benchmark, best_within
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -38,6 +41,28 @@ def test_the_table_of_the_real_benchmark(data_folder: Path) -> None:
     assert len(benchmark.accuracies) == 15625
     all_3x3 = SPACE.architecture({choice.name: "nor_conv_3x3" for choice in SPACE.choices})
     assert benchmark.judge(SPACE, all_3x3)["accuracy"] == pytest.approx(93.76)
+
+
+def test_front_holds_the_best_at_every_cost() -> None:
+    """Against a look at all of the table's architectures, for every cost that there is."""
+    space = NasBench201(in_chans=1, img_size=8, widths=[4], num_cells=1)
+    space.exclude(["edge_0_1=none"])
+    generator = torch.Generator().manual_seed(3)
+    cost = AdditiveCost(
+        space.choices, 0.5,
+        {c.name: torch.randint(0, 4, (5,), generator=generator).double() for c in space.choices},
+        "macs", "",
+    )  # fmt: skip
+    drawn = sorted({space.to_string(space.sample(generator)) for _ in range(60)})
+    values = torch.rand(len(drawn), generator=generator).tolist()
+    accuracies = {**dict(zip(drawn, values, strict=True)), CELLS[0]: 9.0}  # which is excluded
+    front = Benchmark("test", accuracies, "here").front(space, cost)
+    costs = {text: cost.of(space.from_string(text)) for text in drawn}
+    for budget in [0.0, *costs.values()]:
+        within = [accuracies[text] for text in drawn if costs[text] <= budget]
+        assert best_within(front, budget) == max(within, default=-math.inf)
+    assert len(front) > 1 and front == sorted(front)
+    assert [accuracy for _, accuracy in front] == sorted({accuracy for _, accuracy in front})
 
 
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
