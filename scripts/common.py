@@ -25,7 +25,8 @@ from supernet.data import Data
 from supernet.derive import check_space
 from supernet.engine import Diverged
 from supernet.files import write_text
-from supernet.network import Network, inherit_weights
+from supernet.inherit import inherit_weights
+from supernet.network import Network
 from supernet.objective import Objective
 from supernet.space import SearchSpace
 
