@@ -19,7 +19,8 @@ from typing import Any
 from hydra.utils import instantiate
 
 from supernet.choice import Architecture
-from supernet_scripts.common import make_space, measure_run, run_config
+from supernet_scripts.common import make_space, run_config
+from supernet_scripts.measuring import measure_run
 
 SHORT = ("experiment=quickstart", "retrain=false", "strategy.epochs=4", "strategy.warmup_epochs=1")
 

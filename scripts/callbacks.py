@@ -19,7 +19,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, read_write
 
 from supernet.report import write_comparison
-from supernet_scripts.common import make_space, measure_space, needs_table, validate_if_new
+from supernet_scripts.common import make_space
+from supernet_scripts.measuring import measure_space, needs_table, validate_if_new
 
 log = logging.getLogger(__name__)
 

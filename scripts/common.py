@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +18,17 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from latency.backends.base import Backend
-from latency.backends.bundle import Bundle
 from latency.backends.torch_cpu import keep_freed_memory
-from latency.measure import MeasuredNetwork, cached_table, keep, measure_networks
-from latency.memory import PeakMemory
-from latency.model import (
-    AdditiveCost,
-    LatencyModel,
-    energy_cost,
-    macs_cost,
-    network_ms,
-    params_cost,
-)
-from latency.runner import Plan
 from latency.samples import Elsewhere
-from latency.sites import Site, trace, trace_architecture, trace_compiled
-from latency.table import Calibration, LatencyTable, Measurement, Target
-from latency.validate import calibrate, describe, draw
 from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.derive import check_space
 from supernet.engine import Diverged
 from supernet.files import write_text
-from supernet.limits import Limit
-from supernet.mixed_ops.base import MixedOp
-from supernet.network import Network, inherit_weights
+from supernet.inherit import inherit_weights
+from supernet.network import Network
 from supernet.objective import Objective
-from supernet.outcome import OnTarget
 from supernet.space import SearchSpace
-
-log = logging.getLogger(__name__)
-
-FEW, NUM_COPIES = 4, 4  # up to so many networks are timed in so many copies each
-NUM_ANCHORS = 8  # networks of the calibration that are measured beside others
 
 UNSAVED = ("resume", "run_dir", "hydra")  # may differ when a run is resumed
 
@@ -179,256 +152,6 @@ def make_objective(cfg: DictConfig) -> Objective:
     return objective
 
 
-@dataclass
-class Measured:
-    """A space seen from its target.
-
-    Attributes:
-        sites: of the supernet, without those of excluded candidates.
-        compiled: what compiled networks run besides; empty where the runtime compiles no graphs.
-        num_classes: of the networks.
-        plan, network_plan: of measuring operations, and whole networks.
-        cached: file that keeps the table among others, where it came from the cache.
-    """
-
-    sites: list[Site]
-    compiled: list[Site]
-    num_classes: int
-    backend: Backend
-    target: Target
-    plan: Plan
-    network_plan: Plan
-    table: LatencyTable | None = None
-    cached: Path | None = None
-
-    @property
-    def needed(self) -> list[Site]:
-        """What a latency table has to hold."""
-        return [*self.sites, *self.compiled]
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the backend can measure the target now."""
-        device, runtime = self.target.device, self.target.runtime
-        accepts = self.backend.accepts_device(device) and self.backend.accepts_runtime(runtime)
-        return self.backend.is_here and accepts
-
-    def latency(self, space: SearchSpace) -> LatencyModel | None:
-        """None without a table: MACs and parameters do without one."""
-        if self.table is None:
-            return None
-        calibration = self.table.calibration(space.id, space.settings)
-        return LatencyModel(
-            space.choices, self.sites, self.table, calibration, excluded=space.excluded
-        )
-
-    def sites_of(self, space: SearchSpace, architecture: Architecture) -> list[Site]:
-        """What the network of one architecture runs on the target."""
-        shape = _input_shape(space, self.target)
-        compiled = compiles(self.backend, self.table)
-        return trace_architecture(space, architecture, self.num_classes, shape, compiled)
-
-    def networks(
-        self, space: SearchSpace, architectures: Sequence[Architecture]
-    ) -> list[MeasuredNetwork]:
-        """Measure whole networks, at the table's speed where there is one; a few more carefully."""
-        return measure_networks(
-            [space.build_network(a, self.num_classes) for a in architectures],
-            self.backend,
-            self.target,
-            self.network_plan,
-            in_chans=space.in_chans,
-            reference_ms=None if self.table is None else self.table.reference_ms,
-            anchors=self._anchors(space),
-            copies=NUM_COPIES if len(architectures) <= FEW else 1,
-        )
-
-    def carefully(
-        self, space: SearchSpace, architecture: Architecture, times: int = 2
-    ) -> Measurement:
-        """The mean of several measurements of a whole network, its anchors loaded anew for each."""
-        measured = [self.networks(space, [architecture])[0].measurement for _ in range(times)]
-        return Measurement.mean(measured)
-
-    def _anchors(self, space: SearchSpace) -> list[tuple[Network, float]]:
-        """Some networks of the calibration, from the fastest to the slowest."""
-        calibration = self.table and self.table.calibration(space.id, space.settings)
-        found = calibration.anchors if calibration else []
-        chosen = found[:: max(1, (len(found) - 1) // (NUM_ANCHORS - 1))]
-        return [
-            (space.build_network(space.architecture(a["architecture"]), self.num_classes), a["ms"])
-            for a in chosen
-        ]
-
-    def on_target(self, space: SearchSpace, may_measure: bool = True) -> OnTarget:
-        """What can be said of derived networks: predicted with a table, measured where it is."""
-        table = self.table
-
-        def predict(calibration: Calibration | None, architecture: Architecture) -> float:
-            assert table is not None
-            return network_ms(self.sites_of(space, architecture), table, calibration)
-
-        def measure(architecture: Architecture) -> Measurement:
-            return self.carefully(space, architecture)
-
-        return OnTarget(
-            partial(predict, table.calibration(space.id, space.settings)) if table else None,
-            partial(predict, None) if table else None,
-            measure if self.is_here and may_measure else None,
-        )
-
-    def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
-        """The additive cost an objective asks for: latency, macs, params or energy."""
-        if name == "latency":
-            model = self.latency(space)
-            assert model is not None
-            return model
-        if name == "energy":
-            assert self.table is not None
-            return energy_cost(space.choices, self.sites, self.table, space.excluded)
-        make = {"macs": macs_cost, "params": params_cost}[name]
-        return make(space.choices, self.sites, space.excluded)
-
-    def limits(self, space: SearchSpace, objective: Objective) -> tuple[Limit, ...]:
-        """The limits of an objective, on additive costs and on peak memory."""
-        return tuple(
-            Limit(
-                self._peak_memory(space) if name == "peak_memory" else self.cost(space, name), upper
-            )
-            for name, upper in objective.limits.items()
-        )
-
-    def _peak_memory(self, space: SearchSpace) -> PeakMemory:
-        shape = _input_shape(space, self.target)
-        return PeakMemory(space, self.num_classes, shape, self.target.dtype)
-
-
-def compiles(backend: Backend, table: LatencyTable | None) -> bool:
-    """Whether the target's runtime compiles graphs: a table measured elsewhere knows better."""
-    return backend.framed if table is None else table.provenance.get("compiled", backend.framed)
-
-
-def _input_shape(space: SearchSpace, target: Target) -> tuple[int, int, int, int]:
-    return target.batch, space.in_chans, target.resolution, target.resolution
-
-
-def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: bool) -> Measured:
-    """Trace the space for `latency.target`; read its table, or measure and cache it.
-
-    Raises:
-        ValueError: the table given is for another target, or lacks operations.
-    """
-    backend = make_backend(cfg)
-    target = make_target(cfg, backend, data)
-    classes, shape = data.info.num_classes, _input_shape(space, target)
-    supernet = space.build(MixedOp, classes, search=False)  # as it is deployed
-    sites = [
-        site
-        for site in trace(supernet, space.choices, shape)
-        if (site.choice, site.option) not in space.excluded
-    ]
-    given = None
-    if with_table and cfg.latency.table is not None:
-        given = LatencyTable.load(cfg.latency.table)
-    compiled = trace_compiled(space, classes, shape) if compiles(backend, given) else []
-    measured = Measured(sites, compiled, classes, backend, target, *make_plans(cfg))
-    if not with_table:
-        return measured
-    latency = cfg.latency
-    if given is None:
-        measured.table, path, fresh = cached_table(
-            measured.needed, backend, target, measured.plan, latency.cache_dir
-        )
-        measured.cached = path
-        log.info("latency table %s: %s", "measured" if fresh else "from the cache", path)
-    else:
-        if not latency.allow_other_target:
-            name = backend.describe()["device_name"] if measured.is_here else None
-            given.check_target(target, name)
-        keys = {site.key for site in measured.needed}
-        given.require(keys, measure_command())
-        measured.table = given.restrict(keys)
-    return measured
-
-
-def make_backend(cfg: DictConfig) -> Backend:
-    """The configured one, or for `import` the bundle that the result is of."""
-    backend = cfg.backend
-    if result := cfg.get("import"):
-        path = f"{Bundle.__module__}.{Bundle.__qualname__}"
-        own = backend if backend["_target_"] == path else {"_target_": path}
-        backend = {**own, "result": result}
-    found: Backend = instantiate(backend)
-    return found
-
-
-def make_plans(cfg: DictConfig) -> tuple[Plan, Plan]:
-    """Of measuring operations, and whole networks."""
-    names = ("rounds", "min_rounds", "warmup", "burst_ms", "precision", "time_limit_s")
-    plan = Plan(**{name: cfg.latency[name] for name in names})
-    own = {"rounds": cfg.latency.network_rounds, "precision": cfg.latency.network_precision}
-    return plan, replace(plan, **own)
-
-
-def validate(cfg: DictConfig, measured: Measured, space: SearchSpace) -> Calibration:
-    """Measure whole networks and put the calibration they give into the table."""
-    assert measured.table is not None
-    fitted, held_out = draw(
-        space, measured.sites, cfg.latency.num_fit, cfg.latency.num_held_out, cfg.seed
-    )
-    drawn = [*fitted, *held_out]
-    networks = measured.networks(space, drawn)
-    sites = [measured.sites_of(space, architecture) for architecture in drawn]
-    return calibrate(space, measured.table, drawn, sites, networks, len(fitted))
-
-
-def validate_if_new(cfg: DictConfig, measured: Measured, space: SearchSpace) -> None:
-    """Calibrate a table that was never validated for this space, where the device is at hand."""
-    table = measured.table
-    wanted = cfg.latency.num_fit and measured.is_here
-    if table is None or not wanted or table.calibration(space.id, space.settings) is not None:
-        return
-    found = validate(cfg, measured, space)
-    log.info("%s", describe(found))
-    if measured.cached is not None:
-        keep(measured.cached, table)
-
-
-def warn_unvalidated(measured: Measured, space: SearchSpace) -> None:
-    """Sums of separately timed operations can be far from whole networks."""
-    if measured.table and measured.table.calibration(space.id, space.settings) is None:
-        log.warning(
-            "the latency table was never validated for this space: predicted latencies are plain "
-            "sums of operations; supernet-validate measures whole networks and calibrates it"
-        )
-
-
-def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) -> Measured:
-    """The same for a finished run, with the table in its folder."""
-    path = run / "latency_table.json"
-    own = {"table": str(path), "allow_other_target": True}
-    cfg = merged(run_cfg, {"latency": own})
-    needed = needs_table(run_cfg) or path.exists()
-    return measure_space(cfg, data, space, with_table=needed)
-
-
-def needs_table(cfg: DictConfig) -> bool:
-    """Whether a cost or a limit is read from the table, or one is given all the same."""
-    limits = cfg.objective.get("limits", {})
-    limited = {name for name, upper in limits.items() if upper is not None}
-    return bool({cfg.objective.cost, *limited} & {"latency", "energy"} or cfg.latency.table)
-
-
-def make_target(cfg: DictConfig, backend: Backend, data: Data) -> Target:
-    wanted = {k: v for k, v in plain(cfg.latency.target).items() if v is not None}
-    own = {
-        "device": backend.device,
-        "runtime": backend.runtime,
-        "resolution": data.info.img_size,
-    }
-    return Target(**{**own, **wanted})
-
-
 def inherited_network(
     run_cfg: DictConfig,
     state: Mapping[str, Any],
@@ -461,19 +184,6 @@ def inherited_network(
     network = space.build_network(architecture, num_classes)
     inherit_weights(supernet, network, dict(architecture))
     return network
-
-
-def measure_command() -> str:
-    """The measuring command of the present configuration."""
-    if not HydraConfig.initialized():  # before the jobs of a sweep
-        return "supernet-measure output=FILE"
-    shared = ("space", "exclude", "data", "backend", "latency", "experiment")
-    words = [
-        override
-        for override in HydraConfig.get().overrides.task
-        if override.lstrip("+~").startswith(shared) and not override.startswith("latency.table")
-    ]
-    return shlex.join(["supernet-measure", *words, "output=FILE"])
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -30,16 +30,16 @@ from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Strategy
 from supernet.weights_file import load_network
 from supernet_scripts.common import (
-    Measured,
     command,
     inherited_network,
     make_objective,
     make_space,
-    measure_run,
     restrict,
     run_config,
     set_up_cpu,
 )
+from supernet_scripts.measured import Measured
+from supernet_scripts.measuring import measure_run
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,9 @@ from omegaconf import DictConfig
 
 from latency.measure import measure
 from latency.table import LatencyTable
-from supernet_scripts.common import Measured, command, make_space, measure_space
+from supernet_scripts.common import command, make_space
+from supernet_scripts.measured import Measured
+from supernet_scripts.measuring import measure_space
 
 log = logging.getLogger(__name__)
 

@@ -29,19 +29,18 @@ from supernet.sampling import RangeSampler
 from supernet.space import SearchSpace
 from supernet.tracking import Tracker
 from supernet_scripts.common import (
-    Measured,
     command,
     hide_other_ranks,
     inherited_network,
     make_objective,
-    measure_run,
-    measure_space,
     open_run,
     plain,
     restrict,
     run_config,
     set_up_cpu,
 )
+from supernet_scripts.measured import Measured
+from supernet_scripts.measuring import measure_run, measure_space
 
 log = logging.getLogger(__name__)
 

@@ -26,20 +26,17 @@ from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.tracking import NoTracker, Tracker
 from supernet_scripts.common import (
-    Measured,
     command,
     hide_other_ranks,
     make_objective,
     make_space,
-    measure_space,
     merged,
-    needs_table,
     open_run,
     plain,
     set_up_cpu,
-    validate_if_new,
-    warn_unvalidated,
 )
+from supernet_scripts.measured import Measured
+from supernet_scripts.measuring import measure_space, needs_table, validate_if_new, warn_unvalidated
 from supernet_scripts.retrain import retrain_networks
 
 log = logging.getLogger(__name__)

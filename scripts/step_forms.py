@@ -19,7 +19,8 @@ from supernet.mixed_ops.base import PathWeights, Relaxation, Sample
 from supernet.strategies.base import Problem
 from supernet.strategies.first_order import FirstOrder
 from supernet.strategies.state import SearchState
-from supernet_scripts.common import make_objective, make_space, measure_space, merged
+from supernet_scripts.common import make_objective, make_space, merged
+from supernet_scripts.measuring import measure_space
 
 FORMS = ("plain", "grouped", "network")
 

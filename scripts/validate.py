@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from latency.measure import cache_path, keep
 from latency.validate import calibrate, describe, draw, measure_with_networks
 from supernet.report import write_validation
-from supernet_scripts.common import command, make_space, measure_space
+from supernet_scripts.common import command, make_space
+from supernet_scripts.measuring import measure_space
 
 
 @hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="validate")

@@ -19,6 +19,7 @@ from latency.recipe import recipe
 from supernet.mixed_ops.base import MixedOp, PathWeights, Searchable
 
 Factor = Tensor | None  # a scalar; None is one
+Factors = Sequence[Factor]
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -33,7 +34,6 @@ class Common:
         if name not in self._found:
             self._found[name] = function(self.x)
         return self._found[name]
-
 
     def rectified(self, copies: int = 1) -> Tensor:
         """ReLU(x), so many times side by side on the channels."""
@@ -55,17 +55,15 @@ class Joint(nn.Module):
 
     def kind(self) -> Hashable:
         """Equal for candidates that differ in nothing but the values of their parameters."""
-        raise NotImplementedError
+        return recipe(self)
 
     @classmethod
-    def once(cls, modules: Sequence[Joint], common: Common) -> Tensor | None:
+    def once(cls, modules: Sequence[Any], common: Common) -> Tensor | None:
         """What each candidate of one kind makes of one input; None where they may differ."""
         return None
 
     @classmethod
-    def jointly(
-        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
-    ) -> Tensor | None:
+    def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
         """What candidates of one kind make of one input, each times its factor.
 
         Returns:
@@ -73,6 +71,17 @@ class Joint(nn.Module):
             added to in place: a tensor of its own, which its own gradient does not need.
         """
         raise NotImplementedError
+
+
+class Nothing(Joint):
+    """A candidate that carries nothing."""
+
+    def kind(self) -> Hashable:
+        return None
+
+    @classmethod
+    def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
+        return None
 
 
 def add_jointly(
@@ -172,7 +181,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))
 
 
-def joint_norm(y: Tensor, norms: Sequence[nn.BatchNorm2d], factors: Sequence[Factor]) -> Tensor:
+def joint_norm(y: Tensor, norms: Sequence[nn.BatchNorm2d], factors: Factors) -> Tensor:
     """Batch norms of equal settings, side by side on the channels, each times its factor.
 
     Args:

@@ -15,8 +15,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.testing import assert_close
 
+from supernet.inherit import inherit_weights
 from supernet.mixed_ops.base import one_hot
-from supernet.network import inherit_weights
 from supernet.space import SearchSpace
 from supernet_scripts.derive import bracket_budgets
 

@@ -14,7 +14,7 @@ import pytest
 from latency.backends.onnxruntime import OnnxRuntime
 from latency.backends.torch_cpu import TorchCPU
 from latency.table import LatencyTable, Target
-from supernet_scripts.common import compiles
+from supernet_scripts.measured import compiles
 
 TINY = [
     "data=digits", "data.img_size=8", "space.stages=[[8,1,2]]", "space.first_chs=8",

@@ -9,8 +9,9 @@ from supernet.data import Loader
 from supernet.data.sources import Batch
 from supernet.engine import kept_buffers
 from supernet.evaluate import evaluate, recalibrate_bn
+from supernet.inherit import inherit_weights
 from supernet.mixed_ops.base import one_hot
-from supernet.network import Network, inherit_weights
+from supernet.network import Network
 from supernet.strategies.base import Problem
 
 

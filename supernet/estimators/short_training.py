@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,11 +13,14 @@ import numpy as np
 
 from supernet.choice import Architecture
 from supernet.data import Loader, Split, Stream
+from supernet.engine import Diverged
 from supernet.evaluate import evaluate
 from supernet.learner import Learner
 from supernet.recipe import Recipe, seeded
 from supernet.space import SearchSpace
-from supernet.strategies.base import Problem
+from supernet.strategies.base import Problem, rank_record
+
+log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -85,6 +90,15 @@ class ShortTraining:
             learner.average_buffers()
             judges = ((x.to(memory_format=self.recipe.memory_format), y) for x, y in self.judges)
             return Trained(*evaluate(learner.network, judges, accelerator))
+
+    def record(self, architecture: Architecture, steps: int, repeat: int = 0) -> dict[str, Any]:
+        """What the journal says of `judge`; who diverges has the largest loss there is."""
+        try:
+            found = self.judge(architecture, steps, repeat)
+        except Diverged as error:
+            log.warning("an architecture is out: %s", error)
+            found = Trained(0.0, sys.float_info.max)
+        return {"steps": steps, **rank_record(self.problem, architecture, *found)}
 
     @contextmanager
     def _trained(self, architecture: Architecture, steps: int, repeat: int) -> Iterator[Learner]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, relu
 
 from latency.recipe import recipe
-from supernet.joint import Common, Factor, Joint, joint_norm, norm_once
+from supernet.joint import Common, Factors, Joint, Nothing, joint_norm, norm_once
 from supernet.mixed_ops.base import Parts
 
 
-class Zero(Parts, Joint):
+class Zero(Parts, Nothing):
     """`none`: the edge carries nothing. A derived cell leaves it out, hence no part is measured."""
 
     def __init__(self, stride: int) -> None:
@@ -23,15 +24,6 @@ class Zero(Parts, Joint):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
-
-    def kind(self) -> Hashable:
-        return None
-
-    @classmethod
-    def jointly(
-        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
-    ) -> Tensor | None:
-        return None
 
 
 class Pool(Joint):
@@ -49,9 +41,6 @@ class Pool(Joint):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pool(x))
 
-    def kind(self) -> Hashable:
-        return recipe(self)
-
     @classmethod
     def once(cls, modules: Sequence[Any], common: Common) -> Tensor | None:
         """All pools are one, and in training their norms see the same batch."""
@@ -62,9 +51,7 @@ class Pool(Joint):
         return norm_once(x, [m.norm for m in modules]) if isinstance(norm, nn.BatchNorm2d) else x
 
     @classmethod
-    def jointly(
-        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
-    ) -> Tensor | None:
+    def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
         pool = modules[0].pool
         x = common.once(recipe(pool), pool)
         return joint_norm(torch.cat([x] * len(modules), dim=1), [m.norm for m in modules], factors)
@@ -89,9 +76,7 @@ class DepthwiseSeparable(nn.Module):
         return self.norm(self.pointwise(self.depthwise(self.relu(x))))
 
 
-def _side_by_side(
-    x: Tensor, modules: Sequence[DepthwiseSeparable], factors: Sequence[Factor]
-) -> Tensor:
+def _side_by_side(x: Tensor, modules: Sequence[DepthwiseSeparable], factors: Factors) -> Tensor:
     """All of `modules` after their ReLU, each on its part of x's channels."""
     first = modules[0].depthwise
     weight = torch.cat([m.depthwise.weight for m in modules])
@@ -99,9 +84,7 @@ def _side_by_side(
     return _finish(y, modules, factors)
 
 
-def _finish(
-    y: Tensor, modules: Sequence[DepthwiseSeparable], factors: Sequence[Factor]
-) -> Tensor:
+def _finish(y: Tensor, modules: Sequence[DepthwiseSeparable], factors: Factors) -> Tensor:
     """What follows the depthwise convolutions."""
     y = conv2d(y, torch.cat([m.pointwise.weight for m in modules]), groups=len(modules))
     return joint_norm(y, [m.norm for m in modules], factors)
@@ -135,26 +118,20 @@ class DilatedConv(DepthwiseSeparable, Joint):
     def __init__(self, chs: int, kernel: int, stride: int, affine: bool) -> None:
         super().__init__(chs, chs, kernel, stride, dilation=2, affine=affine)
 
-    def kind(self) -> Hashable:
-        return recipe(self)
-
     @classmethod
-    def jointly(
-        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
-    ) -> Tensor | None:
+    def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
         """As a convolution without dilation on every other pixel: a dilated one has no fast
         gradient on a CPU. An output reads pixels of its own parity alone, in both directions, and
         with stride 2 only the even ones are left.
         """
         x, copies = common.rectified(len(modules)), len(modules)
         weight = torch.cat([m.depthwise.weight for m in modules])
-        padding, groups = weight.shape[-1] // 2, len(weight)
+        conv = partial(conv2d, weight=weight, padding=weight.shape[-1] // 2, groups=len(weight))
         if modules[0].depthwise.stride == (2, 2):
-            y = conv2d(x[:, :, ::2, ::2], weight, padding=padding, groups=groups)
+            y = conv(x[:, :, ::2, ::2])
         else:
             parts = common.once(f"parities x{copies}", lambda _: _parities(x))
-            y = conv2d(parts, weight, padding=padding, groups=groups)
-            y = _whole(y, *x.shape[-2:])
+            y = _whole(conv(parts), *x.shape[-2:])
         return _finish(y, modules, factors)
 
 
@@ -169,13 +146,8 @@ class SeparableConv(Joint):
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))
 
-    def kind(self) -> Hashable:
-        return recipe(self)
-
     @classmethod
-    def jointly(
-        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
-    ) -> Tensor | None:
+    def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
         plain = [None] * len(modules)
         y = _side_by_side(common.rectified(len(modules)), [m.first for m in modules], plain)
         return _side_by_side(relu(y, inplace=True), [m.second for m in modules], factors)
@@ -196,13 +168,8 @@ class FactorizedReduction(Joint):
         x = self.relu(x)
         return self.norm(torch.cat([self.even(x), self.odd(_shifted(x))], dim=1))
 
-    def kind(self) -> Hashable:
-        return recipe(self)
-
     @classmethod
-    def jointly(
-        cls, modules: Sequence[Any], common: Common, factors: Sequence[Factor]
-    ) -> Tensor | None:
+    def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
         x = common.rectified()
         even = conv2d(x, torch.cat([m.even.weight for m in modules]), stride=2)
         odd = conv2d(_shifted(x), torch.cat([m.odd.weight for m in modules]), stride=2)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from latency.recipe import recipe
-from supernet.joint import Common, Factor, Joint, joint_norm
+from supernet.joint import Common, Factors, Joint, Nothing, joint_norm
 from supernet.mixed_ops.base import Parts
 
 
-class Zero(Joint):
+class Zero(Nothing):
     """`none`: the edge carries nothing."""
-
-    def kind(self) -> Hashable:
-        return None
-
-    @classmethod
-    def jointly(
-        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
-    ) -> Tensor | None:
-        return None
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(x.shape)
@@ -46,13 +37,8 @@ class ReLUConvBN(Parts, Joint):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.relu(x))
 
-    def kind(self) -> Hashable:
-        return recipe(self)
-
     @classmethod
-    def jointly(
-        cls, modules: Sequence[Joint], common: Common, factors: Sequence[Factor]
-    ) -> Tensor | None:
+    def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
         convs, norms = zip(*(module.conv for module in modules), strict=True)
         weight = torch.cat([conv.weight for conv in convs])
         x = common.rectified()

@@ -198,10 +198,7 @@ def latency(networks: Sequence[Record]) -> str:
     ends = [n["predicted_ms"] for n in networks]
     for timing in (n["measured_ms"] for n in networks):
         ends += [timing["median_ms"] + half * timing["iqr_ms"] for half in (-0.5, 0.5)]
-    line = np.array([0.87 * min(ends), 1.13 * max(ends)])  # the band of 10% fits in
-    axes.fill_between(line, 0.9 * line, 1.1 * line, color=PAGE["grid"], alpha=0.6, linewidth=0,
-                      label="within 10%")  # fmt: skip
-    axes.plot(line, line, color=PAGE["muted"], linewidth=1.2, label="measured = predicted")
+    _agreement(axes, 0.87 * min(ends), 1.13 * max(ends), 10)  # the band fits in
     groups = {"derived": [n for n in networks if n["name"] == "derived"],
               "random": [n for n in networks if n["name"] != "derived"]}  # fmt: skip
     for (name, group), (marker, colour) in zip(
@@ -214,8 +211,6 @@ def latency(networks: Sequence[Record]) -> str:
                 yerr=[n["measured_ms"]["iqr_ms"] / 2 for n in group],
                 fmt=marker, color=colour, markersize=7, elinewidth=1.2, capsize=2.5, label=name,
             )  # fmt: skip
-    axes.set(xlim=line, ylim=line, xlabel="predicted latency (ms)", ylabel="measured latency (ms)")
-    axes.set_box_aspect(1)
     axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1.0))
     return svg(figure, "latency")
 
@@ -237,48 +232,6 @@ def speed(records: Sequence[Record]) -> str:
     return svg(figure, "time")
 
 
-def _heat(axes: Axes, alpha: np.ndarray, extent: tuple[float, float, float, float]) -> None:
-    """A framed image of one hue; extent is left, right, bottom, top."""
-    image = np.empty((*alpha.shape, 4))
-    image[..., :3], image[..., 3] = HEAT, alpha
-    axes.imshow(image, aspect="auto", interpolation="none", extent=extent)
-    left, right, bottom, top = extent
-    frame = Rectangle((left, top), right - left, bottom - top, fill=False, ec=PAGE["grid"])
-    axes.add_patch(frame)
-
-
-def _scale(axes: Axes, right: float, top: float) -> None:
-    """What the shades of the heat maps mean."""
-    style: Any = dict(va="center", fontsize=8.5, color=PAGE["muted"])
-    _heat(axes, np.linspace(0, 1, 32)[None], (right - 1.2, right, top + 0.14, top))
-    axes.text(right - 1.28, top + 0.07, "probability 0", ha="right", **style)
-    axes.text(right + 0.08, top + 0.07, "1", **style)
-
-
-def _values(records: Sequence[Record], key: str) -> list[float]:
-    return [record[key] for record in records if record.get(key) is not None]
-
-
-def _line(axes: Axes, records: Sequence[Record], key: str, label: str, **style: Any) -> None:
-    """A curve over the epochs that have the value; few points are shown as points."""
-    points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
-    marker = "o" if len(points) <= 12 else None
-    axes.plot(*zip(*points, strict=True) if points else ([], []), label=label, marker=marker,
-              markersize=3.6, **style)  # fmt: skip
-
-
-def _epochs(axes: Axes) -> None:
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _number(size: float) -> EngFormatter | str:
-    """Tick format: 12.3 M for large costs such as MACs, plain numbers for milliseconds."""
-    return EngFormatter(sep="\u202f") if size >= 10_000 else "{x:g}"
-
-
-
-
 @styled
 def predictions(points: Sequence[Sequence[float]]) -> str:
     """Measured against predicted latency of held-out networks, with the band of 5%.
@@ -290,13 +243,8 @@ def predictions(points: Sequence[Sequence[float]]) -> str:
     figure = new_figure(4.4)
     axes = figure.add_subplot()
     ends = np.concatenate([predicted, measured])
-    line = np.array([0.95 * ends.min(), 1.05 * ends.max()])
-    axes.fill_between(line, 0.95 * line, 1.05 * line, color=PAGE["grid"], alpha=0.6, linewidth=0,
-                      label="within 5%")  # fmt: skip
-    axes.plot(line, line, color=PAGE["muted"], linewidth=1.2, label="measured = predicted")
+    _agreement(axes, 0.95 * ends.min(), 1.05 * ends.max(), 5)
     axes.plot(predicted, measured, "o", color=PAGE["c1"], markersize=5, label="held-out network")
-    axes.set(xlim=line, ylim=line, xlabel="predicted latency (ms)", ylabel="measured latency (ms)")
-    axes.set_box_aspect(1)
     axes.legend(loc="upper left", bbox_to_anchor=(1.04, 1.0))
     return svg(figure, "predictions")
 
@@ -334,3 +282,53 @@ def pareto(
     axes.set(xlabel=f"{x} ({unit}); dashed: the budgets", ylabel="accuracy (%)")
     axes.xaxis.set_major_formatter(_number(line[-1][0]))
     return svg(figure, "pareto")
+
+
+def _heat(axes: Axes, alpha: np.ndarray, extent: tuple[float, float, float, float]) -> None:
+    """A framed image of one hue; extent is left, right, bottom, top."""
+    image = np.empty((*alpha.shape, 4))
+    image[..., :3], image[..., 3] = HEAT, alpha
+    axes.imshow(image, aspect="auto", interpolation="none", extent=extent)
+    left, right, bottom, top = extent
+    frame = Rectangle((left, top), right - left, bottom - top, fill=False, ec=PAGE["grid"])
+    axes.add_patch(frame)
+
+
+def _scale(axes: Axes, right: float, top: float) -> None:
+    """What the shades of the heat maps mean."""
+    style: Any = dict(va="center", fontsize=8.5, color=PAGE["muted"])
+    _heat(axes, np.linspace(0, 1, 32)[None], (right - 1.2, right, top + 0.14, top))
+    axes.text(right - 1.28, top + 0.07, "probability 0", ha="right", **style)
+    axes.text(right + 0.08, top + 0.07, "1", **style)
+
+
+def _agreement(axes: Axes, low: float, high: float, percent: int) -> None:
+    """Where measured and predicted latency agree, and a band of so many percent around it."""
+    line, share = np.array([low, high]), percent / 100
+    axes.fill_between(line, (1 - share) * line, (1 + share) * line, color=PAGE["grid"], alpha=0.6,
+                      linewidth=0, label=f"within {percent}%")  # fmt: skip
+    axes.plot(line, line, color=PAGE["muted"], linewidth=1.2, label="measured = predicted")
+    axes.set(xlim=line, ylim=line, xlabel="predicted latency (ms)", ylabel="measured latency (ms)")
+    axes.set_box_aspect(1)
+
+
+def _values(records: Sequence[Record], key: str) -> list[float]:
+    return [record[key] for record in records if record.get(key) is not None]
+
+
+def _line(axes: Axes, records: Sequence[Record], key: str, label: str, **style: Any) -> None:
+    """A curve over the epochs that have the value; few points are shown as points."""
+    points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
+    marker = "o" if len(points) <= 12 else None
+    axes.plot(*zip(*points, strict=True) if points else ([], []), label=label, marker=marker,
+              markersize=3.6, **style)  # fmt: skip
+
+
+def _epochs(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _number(size: float) -> EngFormatter | str:
+    """Tick format: 12.3 M for large costs such as MACs, plain numbers for milliseconds."""
+    return EngFormatter(sep="\u202f") if size >= 10_000 else "{x:g}"

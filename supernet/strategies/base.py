@@ -23,6 +23,7 @@ from supernet.limits import Limit
 from supernet.mixed_ops.base import Relaxation
 from supernet.network import Network
 from supernet.objective import Objective
+from supernet.sampling import RangeSampler
 from supernet.space import SearchSpace
 from supernet.tracking import Journal, Tracker, flatten
 
@@ -49,6 +50,12 @@ class Problem:
     def derive(self, scores: Mapping[str, Tensor]) -> Architecture:
         """The best architecture within budget and limits."""
         return derive(self.space, scores, self.cost, self.objective.budget, self.limits)
+
+    def sampler(self) -> RangeSampler:
+        """Draws uniformly from the architectures within budget and limits."""
+        budget = self.objective.budget
+        high = float("inf") if budget is None else budget
+        return RangeSampler(self.space, self.cost, 0.0, high, self.limits)
 
     def expected(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expected value of each limited cost that is additive, by name."""
@@ -79,6 +86,22 @@ def limit_records(
             "multiplier": problem.objective.multipliers.get(name),
         }
     return records
+
+
+def rank_record(
+    problem: Problem, architecture: Architecture, accuracy: float, loss: float
+) -> dict[str, Any]:
+    """What the journal says of an architecture that was judged, as JSON values."""
+    cost = problem.cost.of(architecture)
+    return {
+        "phase": "rank",
+        "accuracy": accuracy,
+        "loss": loss,
+        "cost": cost,
+        "limits": limit_records(problem, architecture, {}),
+        "rank_value": problem.objective.rank(accuracy, loss, cost),
+        "architecture": dict(architecture),
+    }
 
 
 class Strategy(ABC):

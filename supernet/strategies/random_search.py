@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +11,9 @@ from accelerate.utils import broadcast_object_list
 
 from supernet.answer import Answer, BestTrained
 from supernet.choice import Architecture
-from supernet.engine import Diverged
-from supernet.estimators.short_training import ShortTraining, Trained
+from supernet.estimators.short_training import ShortTraining
 from supernet.recipe import Recipe
-from supernet.sampling import RangeSampler
-from supernet.strategies.base import Problem, Run, Strategy, limit_records
+from supernet.strategies.base import Problem, Run, Strategy
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +66,10 @@ class RandomSearch(Strategy):
                 architecture = draws.next()
                 if architecture is None:
                     break
-                ranked.append(self._train(problem, judge, architecture, ranked))
+                ranked.append({
+                    "step": (len(ranked) + 1) * self.steps, "epoch": 0, "candidate": len(ranked),
+                    **judge.record(architecture, self.steps),
+                })  # fmt: skip
                 run.log(ranked[-1])
                 run.save({"ranked": ranked})
                 bar.update()
@@ -94,40 +94,12 @@ class RandomSearch(Strategy):
         )
         return bool(broadcast_object_list([over])[0])
 
-    def _train(
-        self,
-        problem: Problem,
-        judge: ShortTraining,
-        architecture: Architecture,
-        ranked: list[dict[str, Any]],
-    ) -> dict[str, Any]:
-        try:
-            found = judge.judge(architecture, self.steps)
-        except Diverged as error:
-            log.warning("an architecture of the random search is out: %s", error)
-            found = Trained(0.0, sys.float_info.max)
-        cost = problem.cost.of(architecture)
-        return {
-            "step": (len(ranked) + 1) * self.steps,
-            "epoch": 0,
-            "phase": "rank",
-            "candidate": len(ranked),
-            "steps": self.steps,
-            **found._asdict(),
-            "cost": cost,
-            "limits": limit_records(problem, architecture, {}),
-            "rank_value": problem.objective.rank(found.accuracy, found.loss, cost),
-            "architecture": dict(architecture),
-        }
-
 
 class _Draws:
     """Distinct architectures within budget and limits, after those that are trained already."""
 
     def __init__(self, problem: Problem, ranked: list[dict[str, Any]]) -> None:
-        budget = problem.objective.budget
-        high = float("inf") if budget is None else budget
-        self.sampler = RangeSampler(problem.space, problem.cost, 0.0, high, problem.limits)
+        self.sampler = problem.sampler()
         self.generator = torch.Generator().manual_seed(problem.seed)
         self.seen: set[Architecture] = set()
         for record in ranked:

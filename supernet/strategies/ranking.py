@@ -9,8 +9,7 @@ import torch
 
 from supernet.choice import Architecture
 from supernet.estimators.shared_weights import SharedWeights
-from supernet.sampling import RangeSampler
-from supernet.strategies.base import Problem, Run, limit_records
+from supernet.strategies.base import Problem, Run, rank_record
 from supernet.strategies.state import SearchState
 
 log = logging.getLogger(__name__)
@@ -69,9 +68,7 @@ class Ranking:
     def _sample(self, problem: Problem) -> list[Architecture]:
         """Distinct architectures within budget and limits; fewer where the range holds fewer."""
         generator = torch.Generator().manual_seed(problem.seed)
-        budget = problem.objective.budget
-        high = float("inf") if budget is None else budget
-        sampler = RangeSampler(problem.space, problem.cost, 0.0, high, problem.limits)
+        sampler = problem.sampler()
         distinct: dict[Architecture, None] = {}
         for _ in range(20 * self.num_candidates):
             distinct[sampler.sample(generator)] = None
@@ -82,16 +79,9 @@ class Ranking:
     def _record(
         self, state: SearchState, architecture: Architecture, accuracy: float, loss: float
     ) -> dict[str, Any]:
-        cost = state.problem.cost.of(architecture)
         return {
             "step": state.step,
             "epoch": state.weight_stream.epoch,
-            "phase": "rank",
             "candidate": len(state.ranked),
-            "accuracy": accuracy,
-            "loss": loss,
-            "cost": cost,
-            "limits": limit_records(state.problem, architecture, {}),
-            "rank_value": state.problem.objective.rank(accuracy, loss, cost),
-            "architecture": dict(architecture),
+            **rank_record(state.problem, architecture, accuracy, loss),
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
@@ -12,11 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from supernet.choice import Architecture
-from supernet.engine import Diverged
-from supernet.estimators.short_training import ShortTraining, Trained
+from supernet.estimators.short_training import ShortTraining
 from supernet.recipe import Recipe
 from supernet.space import SearchSpace
-from supernet.strategies.base import Problem, Run, limit_records
+from supernet.strategies.base import Problem, Run
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +101,8 @@ class Refinement:
                 for architecture in architectures:
                     seen += 1
                     if seen > num_known:
-                        found = self._train(problem, judge, architecture, steps, where["repeat"])
+                        found = judge.record(architecture, steps, where["repeat"])
+                        found["rank_value"] = found["loss"]
                         trainings.append({**place, "candidate": seen - 1, **where, **found})
                         run.log(trainings[-1])
                         yield
@@ -166,30 +165,6 @@ class Refinement:
 
         within = [a for a in one_change(problem.space, leader) if _is_within(problem, a)]
         return sorted(within, key=score, reverse=True)[: self.num_neighbours]
-
-    def _train(
-        self,
-        problem: Problem,
-        judge: ShortTraining,
-        architecture: Architecture,
-        steps: int,
-        repeat: int,
-    ) -> dict[str, Any]:
-        try:
-            found = judge.judge(architecture, steps, repeat)
-        except Diverged as error:
-            log.warning("a neighbour is out: %s", error)
-            found = Trained(0.0, sys.float_info.max)
-        cost = problem.cost.of(architecture)
-        return {
-            "phase": "rank",
-            "steps": steps,
-            **found._asdict(),
-            "cost": cost,
-            "limits": limit_records(problem, architecture, {}),
-            "rank_value": found.loss,
-            "architecture": dict(architecture),
-        }
 
 
 def _loss(record: Mapping[str, Any]) -> float:

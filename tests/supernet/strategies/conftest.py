@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,21 @@ import torch
 from latency.memory import PeakMemory
 from latency.model import macs_cost, params_cost
 from latency.sites import trace
+from supernet.answer import Answer
+from supernet.choice import Architecture
 from supernet.data.digits import Digits
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
+from supernet.estimators.short_training import ShortTraining, Trained
 from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp, Relaxation
 from supernet.objective import Budget
+from supernet.recipe import Recipe
 from supernet.spaces.mbconv import MBConv
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.first_order import FirstOrder
 from supernet.strategies.ranking import Ranking
+from supernet.strategies.refinement import Refinement
 from supernet.tracking import NoTracker
 
 SPACE = {
@@ -94,3 +100,85 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path / name, True, NoTracker(), resume, checkpoint_every)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    """Of short trainings."""
+    return Recipe(
+        epochs=1, batch_size=10, optimizer={"opt": "sgd", "lr": 0.1, "momentum": 0.9},
+        scheduler={"sched": "cosine", "step_on_epochs": False, "min_lr": 0.0},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_refinement(recipe: Recipe) -> Callable[..., Refinement]:
+    def make(**changes: Any) -> Refinement:
+        settings: dict[str, Any] = {
+            "moves": 3, "num_neighbours": 100, "steps": 3, "num_finalists": 1, "final_steps": 9,
+            "repeats": 1, "margin": 0.15, "num_images": 30, "recipe": recipe,
+        }  # fmt: skip
+        return Refinement(**{**settings, **changes})
+
+    return make
+
+
+class Judge:
+    """Stands for `ShortTraining`.
+
+    Args:
+        loss, accuracy: functions of architecture and steps.
+
+    Attributes:
+        asked: the trainings there were, as (architecture, steps).
+        repeats: of each.
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        loss: Callable[[Architecture, int], float] = lambda *_: 1.0,
+        accuracy: Callable[[Architecture, int], float] = lambda *_: 50.0,
+    ) -> None:
+        self.asked: list[tuple[Architecture, int]] = []
+        self.repeats: list[int] = []
+        self.fail_at: int | None = None
+
+        def judge(_: Any, architecture: Architecture, steps: int, repeat: int = 0) -> Trained:
+            if len(self.asked) == self.fail_at:
+                raise KeyboardInterrupt
+            self.asked.append((architecture, steps))
+            self.repeats.append(repeat)
+            return Trained(accuracy(architecture, steps), loss(architecture, steps))
+
+        monkeypatch.setattr(ShortTraining, "judge", judge)
+
+    @property
+    def architectures(self) -> list[Architecture]:
+        return [architecture for architecture, _ in self.asked]
+
+
+@pytest.fixture
+def make_judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
+    return partial(Judge, monkeypatch)
+
+
+@pytest.fixture
+def check_resumes(make_run: Callable[..., Run]) -> Callable[..., None]:
+    """That a search which is interrupted in a training ends as the one that is not."""
+
+    def check(judge: Judge, fail_at: int, search: Callable[[Run], Answer]) -> None:
+        def found(run: Run) -> tuple[Architecture, str]:
+            return search(run).best(None), (run.folder / "metrics.jsonl").read_text()
+
+        whole, asked = found(make_run("whole")), list(judge.asked)
+        judge.asked.clear()
+        judge.fail_at = min(fail_at, len(asked) - 1)
+        with pytest.raises(KeyboardInterrupt):
+            search(make_run("cut"))
+        judge.fail_at = None
+        for _ in range(2):
+            assert found(make_run("cut", resume=True)) == whole
+            assert judge.asked == asked
+
+    return check

@@ -8,48 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.data import Loader
 from supernet.engine import Diverged
-from supernet.estimators.short_training import ShortTraining, Trained
+from supernet.estimators.short_training import ShortTraining
 from supernet.mixed_ops.softmax import Softmax
 from supernet.recipe import Recipe
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.strategies.base import Run
 from supernet.strategies.first_order import FirstOrder
 from supernet.strategies.refinement import Refinement, one_change
 from supernet.strategies.state import SearchState
 from supernet.tracking import read_journal
-
-RECIPE = Recipe(
-    epochs=1, batch_size=10, optimizer={"opt": "sgd", "lr": 0.1, "momentum": 0.9},
-    scheduler={"sched": "cosine", "step_on_epochs": False, "min_lr": 0.0},
-)  # fmt: skip
-
-
-def make_refinement(**changes: Any) -> Refinement:
-    settings: dict[str, Any] = {
-        "moves": 3, "num_neighbours": 100, "steps": 3, "num_finalists": 1, "final_steps": 9,
-        "repeats": 1, "margin": 0.15, "num_images": 30, "recipe": RECIPE,
-    }  # fmt: skip
-    return Refinement(**{**settings, **changes})
-
-
-class Judge:
-    """Stands for `ShortTraining`: the loss is a function of architecture and steps."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, loss: Any) -> None:
-        self.asked: list[tuple[Architecture, int]] = []
-        self.repeats: list[int] = []
-        self.fail_at: int | None = None
-
-        def judge(_: Any, architecture: Architecture, steps: int, repeat: int) -> Trained:
-            if len(self.asked) == self.fail_at:
-                raise KeyboardInterrupt
-            self.asked.append((architecture, steps))
-            self.repeats.append(repeat)
-            return Trained(50.0, float(loss(architecture, steps)))
-
-        monkeypatch.setattr(ShortTraining, "judge", judge)
 
 
 @pytest.fixture
@@ -84,13 +55,13 @@ def answer(state: SearchState, refinement: Refinement) -> Architecture:
 
 
 def test_the_lead_goes_to_the_best_neighbour_while_it_gains_enough(
-    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch
+    state: SearchState, make_run: Any, make_judge: Any, make_refinement: Any
 ) -> None:
     """From (0, 0) the best neighbour is (0, 1), from there (1, 1), whose neighbours gain less than
     the margin. No neighbour is tried twice, and what the scores like best comes first."""
     at = {(0, 0): 2.0, (1, 0): 1.9, (0, 1): 1.7, (0, 2): 1.8, (1, 1): 1.5, (1, 2): 1.4}
     losses = {architecture(state, *place): loss for place, loss in at.items()}
-    judge = Judge(monkeypatch, lambda found, _: losses[found])
+    judge = make_judge(lambda found, _: losses[found])
     run, refinement = make_run(), make_refinement()
     refine(refinement, state, run, architecture(state, 0, 0))
     asked = [
@@ -110,7 +81,7 @@ def test_the_lead_goes_to_the_best_neighbour_while_it_gains_enough(
 @pytest.mark.parametrize("num_finalists,lead", [(1, (1, 0)), (2, (0, 2)), (3, (0, 1))])
 def test_finalists_are_judged_by_their_longer_training(
     num_finalists: int, lead: tuple[int, int],
-    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch,
+    state: SearchState, make_run: Any, make_judge: Any, make_refinement: Any,
 ) -> None:  # fmt: skip
     """The shorter a training's loss, the longer the other's."""
     short = {(0, 0): 0.0, (1, 0): 1.0, (0, 2): 1.1, (0, 1): 1.2}
@@ -119,7 +90,7 @@ def test_finalists_are_judged_by_their_longer_training(
         (architecture(state, *place), steps): loss
         for steps, at in ((3, short), (9, long)) for place, loss in at.items()
     }  # fmt: skip
-    judge = Judge(monkeypatch, lambda *asked: losses[asked])
+    judge = make_judge(lambda *asked: losses[asked])
     refinement = make_refinement(moves=1, num_finalists=num_finalists)
     refine(refinement, state, make_run(), architecture(state, 0, 0))
     assert [steps for _, steps in judge.asked] == [9, 3, 3, 3] + [9] * num_finalists
@@ -127,13 +98,13 @@ def test_finalists_are_judged_by_their_longer_training(
 
 
 def test_finalists_race_over_several_seeds(
-    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch
+    state: SearchState, make_run: Any, make_judge: Any, make_refinement: Any
 ) -> None:
     """(0, 2) is best from the first seed, and (1, 0) on the mean of two; (0, 1) is more than the
     margin behind at once, and (0, 2) after the second."""
     losses = {(0, 0): [3.0], (1, 0): [1.7, 1.0], (0, 2): [1.6, 1.5], (0, 1): [1.8]}
     at = {architecture(state, *place): iter(series) for place, series in losses.items()}
-    judge = Judge(monkeypatch, lambda found, steps: next(at[found]) if steps == 9 else 2.0)
+    judge = make_judge(lambda found, steps: next(at[found]) if steps == 9 else 2.0)
     refinement = make_refinement(moves=1, num_finalists=3, repeats=4)
     run = make_run()
     refine(refinement, state, run, architecture(state, 0, 0))
@@ -144,11 +115,11 @@ def test_finalists_race_over_several_seeds(
 
 
 def test_a_race_ends_after_its_repeats_and_is_lost_by_who_left_it(
-    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch
+    state: SearchState, make_run: Any, make_judge: Any, make_refinement: Any
 ) -> None:
     losses = {(0, 0): [3.0], (1, 0): [1.0, 1.6, 1.7], (0, 2): [1.1, 1.6, 1.8], (0, 1): [1.16]}
     at = {architecture(state, *place): iter(series) for place, series in losses.items()}
-    judge = Judge(monkeypatch, lambda found, steps: next(at[found]) if steps == 9 else 2.0)
+    judge = make_judge(lambda found, steps: next(at[found]) if steps == 9 else 2.0)
     refinement = make_refinement(moves=1, num_finalists=3, repeats=3)
     refine(refinement, state, make_run(), architecture(state, 0, 0))
     assert judge.repeats[4:] == [0, 0, 0, 1, 1, 2, 2]
@@ -167,11 +138,11 @@ def test_a_race_ends_after_its_repeats_and_is_lost_by_who_left_it(
 )
 def test_it_ends_where_nothing_gains_or_all_moves_are_made(
     changes: dict[str, Any], num_trained: int, lead: tuple[int, int],
-    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch,
+    state: SearchState, make_run: Any, make_judge: Any, make_refinement: Any,
 ) -> None:  # fmt: skip
     at = {(0, 0): 2.0, (1, 0): 1.9, (0, 1): 1.7, (0, 2): 1.8, (1, 1): 1.69, (1, 2): 9.0}
     losses = {architecture(state, *place): loss for place, loss in at.items()}
-    judge = Judge(monkeypatch, lambda found, _: losses[found])
+    judge = make_judge(lambda found, _: losses[found])
     refinement = make_refinement(**changes)
     refine(refinement, state, make_run(), architecture(state, 0, 0))
     assert len(judge.asked) == num_trained
@@ -179,12 +150,12 @@ def test_it_ends_where_nothing_gains_or_all_moves_are_made(
 
 
 def test_neighbours_are_within_budget_and_limits(
-    make_problem: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+    make_problem: Any, make_run: Any, make_judge: Any, make_refinement: Any
 ) -> None:
     sgd, adam = {"opt": "sgd", "lr": 0.1}, {"opt": "adam", "lr": 0.1}
     problem = make_problem(Softmax(), share=0.99)
     state = SearchState(problem, 10, sgd, adam, 0.0, torch.contiguous_format)
-    judge = Judge(monkeypatch, lambda found, _: -problem.cost.of(found))
+    judge = make_judge(lambda found, _: -problem.cost.of(found))
     start = problem.derive(problem.relaxation.scores(state.parameters()))
     refine(make_refinement(margin=0.0), state, make_run(), start)
     costs = [problem.cost.of(found) for found, _ in judge.asked]
@@ -209,46 +180,33 @@ def test_one_change_is_every_valid_neighbour() -> None:
 
 
 def test_one_that_diverges_does_not_lead(
-    state: SearchState, make_run: Any, monkeypatch: pytest.MonkeyPatch,
+    state: SearchState, make_run: Any, make_judge: Any, make_refinement: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     start = architecture(state, 0, 0)
 
-    def judge(_: Any, found: Architecture, steps: int, repeat: int) -> Trained:
+    def loss(found: Architecture, _: int) -> float:
         if found != start:
             raise Diverged("the training loss is nan")
-        return Trained(50.0, 1.0)
+        return 1.0
 
-    monkeypatch.setattr(ShortTraining, "judge", judge)
+    make_judge(loss)
     refinement = make_refinement()
     refine(refinement, state, make_run(), start)
-    assert answer(state, refinement) == start and "a neighbour is out" in caplog.text
+    assert answer(state, refinement) == start and "an architecture is out" in caplog.text
     assert all(math.isfinite(record["loss"]) for record in state.ranked)
 
 
 @pytest.mark.parametrize("fail_at", [0, 2, 5])
 def test_an_interrupted_refinement_goes_on(
-    fail_at: int, make_problem, make_run, make_strategy, monkeypatch: pytest.MonkeyPatch
+    fail_at: int, make_problem, make_strategy, make_judge, make_refinement, check_resumes
 ) -> None:
-    judge = Judge(monkeypatch, lambda found, steps: 1 + sum(map(ord, str(found))) % 89 / steps)
-
-    def search(run: Any) -> tuple[Any, str]:
+    def search(run: Run) -> Answer:
         strategy = make_strategy(cls=FirstOrder, refinement=make_refinement(margin=0.0))
-        answer = strategy.search(make_problem(Softmax(), share=1.0), run)
-        return answer.best(None), (run.folder / "metrics.jsonl").read_text()
+        return strategy.search(make_problem(Softmax(), share=1.0), run)
 
-    whole = search(make_run("whole"))
-    asked = list(judge.asked)
-    fail_at = min(fail_at, len(asked) - 1)
-    judge.asked.clear()
-    judge.fail_at = fail_at
-    with pytest.raises(KeyboardInterrupt):
-        search(make_run("cut"))
-    judge.fail_at = None
-    assert search(make_run("cut", resume=True)) == whole
-    assert judge.asked == asked
-    assert search(make_run("cut", resume=True)) == whole
-    assert judge.asked == asked
+    judge = make_judge(lambda found, steps: 1 + sum(map(ord, str(found))) % 89 / steps)
+    check_resumes(judge, fail_at, search)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +222,9 @@ def test_an_interrupted_refinement_goes_on(
         ({"margin": -0.1}, "refinement.margin must be 0 or more; got -0.1"),
     ],
 )
-def test_bad_numbers_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_bad_numbers_are_refused(
+    changes: dict[str, Any], message: str, make_refinement: Any
+) -> None:
     with pytest.raises(ValueError, match=message):
         make_refinement(**changes)
 
@@ -272,26 +232,28 @@ def test_bad_numbers_are_refused(changes: dict[str, Any], message: str) -> None:
 # ---- the short training itself
 
 
-def test_short_trainings_are_repeatable_and_longer_ones_are_better(make_problem: Any) -> None:
+def test_short_trainings_are_repeatable_and_longer_ones_are_better(
+    make_problem: Any, recipe: Recipe
+) -> None:
     problem = make_problem(Softmax())
     drawn = problem.space.sample(torch.Generator().manual_seed(1))
-    judge = ShortTraining(problem, RECIPE, num_images=60)
+    judge = ShortTraining(problem, recipe, num_images=60)
     assert sum(len(labels) for _, labels in judge.judges) == 60
     first = judge.judge(drawn, 2)
     torch.manual_seed(77)
-    assert ShortTraining(problem, RECIPE, num_images=60).judge(drawn, 2) == first
+    assert ShortTraining(problem, recipe, num_images=60).judge(drawn, 2) == first
     assert judge.judge(drawn, 2, repeat=1) != first
     longer = judge.judge(drawn, 60)
     assert longer.loss < 0.9 * first.loss
 
 
 def test_networks_are_trained_in_other_settings(
-    make_problem: Any, monkeypatch: pytest.MonkeyPatch
+    make_problem: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = make_problem(Softmax())
     problem.space = NasBench201(in_chans=1, img_size=8, widths=[4], num_cells=1)
     cell = problem.space.sample(torch.Generator().manual_seed(1))
-    one, three = (ShortTraining(problem, RECIPE, 10, {"num_cells": n}) for n in (1, 3))
+    one, three = (ShortTraining(problem, recipe, 10, {"num_cells": n}) for n in (1, 3))
     built = list[int]()
     build = NasBench201.build_network
 
@@ -300,18 +262,18 @@ def test_networks_are_trained_in_other_settings(
         return build(self, *args)
 
     monkeypatch.setattr(NasBench201, "build_network", noted)
-    assert one.judge(cell, 2) == ShortTraining(problem, RECIPE, 10).judge(cell, 2)
+    assert one.judge(cell, 2) == ShortTraining(problem, recipe, 10).judge(cell, 2)
     assert math.isfinite(three.judge(cell, 2).loss) and built == [1, 1, 3]
     with pytest.raises(ValueError, match="unexpected keyword argument 'cells'"):
-        ShortTraining(problem, RECIPE, 10, {"cells": 3}).judge(cell, 2)
+        ShortTraining(problem, recipe, 10, {"cells": 3}).judge(cell, 2)
 
 
 def test_a_short_training_sees_the_weight_half_and_is_judged_on_the_other(
-    make_problem: Any,
+    make_problem: Any, recipe: Recipe
 ) -> None:
     problem = make_problem(Softmax())
     weight_half, arch_half = problem.data.search_splits(problem.seed)
-    judge = ShortTraining(problem, RECIPE, num_images=10**6)
+    judge = ShortTraining(problem, recipe, num_images=10**6)
     assert sum(len(labels) for _, labels in judge.judges) == len(arch_half)
     assert judge.train_half.indices.tolist() == weight_half.indices.tolist()
     shown = torch.cat([images for images, _ in judge.judges])

@@ -1,0 +1,165 @@
+"""A space as its target sees it: costs, limits, and whole networks measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from latency.backends.base import Backend
+from latency.measure import MeasuredNetwork, measure_networks
+from latency.memory import PeakMemory
+from latency.model import (
+    AdditiveCost,
+    LatencyModel,
+    energy_cost,
+    macs_cost,
+    network_ms,
+    params_cost,
+)
+from latency.runner import Plan
+from latency.sites import Site, trace_architecture
+from latency.table import Calibration, LatencyTable, Measurement, Target
+from supernet.choice import Architecture
+from supernet.limits import Limit
+from supernet.network import Network
+from supernet.objective import Objective
+from supernet.outcome import OnTarget
+from supernet.space import SearchSpace
+
+FEW, NUM_COPIES = 4, 4  # up to so many networks are timed in so many copies each
+NUM_ANCHORS = 8  # networks of the calibration that are measured beside others
+
+
+@dataclass
+class Measured:
+    """A space seen from its target.
+
+    Attributes:
+        sites: of the supernet, without those of excluded candidates.
+        compiled: what compiled networks run besides; empty where the runtime compiles no graphs.
+        num_classes: of the networks.
+        plan, network_plan: of measuring operations, and whole networks.
+        cached: file that keeps the table among others, where it came from the cache.
+    """
+
+    sites: list[Site]
+    compiled: list[Site]
+    num_classes: int
+    backend: Backend
+    target: Target
+    plan: Plan
+    network_plan: Plan
+    table: LatencyTable | None = None
+    cached: Path | None = None
+
+    @property
+    def needed(self) -> list[Site]:
+        """What a latency table has to hold."""
+        return [*self.sites, *self.compiled]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the backend can measure the target now."""
+        device, runtime = self.target.device, self.target.runtime
+        accepts = self.backend.accepts_device(device) and self.backend.accepts_runtime(runtime)
+        return self.backend.is_here and accepts
+
+    def latency(self, space: SearchSpace) -> LatencyModel | None:
+        """None without a table: MACs and parameters do without one."""
+        if self.table is None:
+            return None
+        calibration = self.table.calibration(space.id, space.settings)
+        return LatencyModel(
+            space.choices, self.sites, self.table, calibration, excluded=space.excluded
+        )
+
+    def sites_of(self, space: SearchSpace, architecture: Architecture) -> list[Site]:
+        """What the network of one architecture runs on the target."""
+        shape = input_shape(space, self.target)
+        compiled = compiles(self.backend, self.table)
+        return trace_architecture(space, architecture, self.num_classes, shape, compiled)
+
+    def networks(
+        self, space: SearchSpace, architectures: Sequence[Architecture]
+    ) -> list[MeasuredNetwork]:
+        """Measure whole networks, at the table's speed where there is one; a few more carefully."""
+        return measure_networks(
+            [space.build_network(a, self.num_classes) for a in architectures],
+            self.backend,
+            self.target,
+            self.network_plan,
+            in_chans=space.in_chans,
+            reference_ms=None if self.table is None else self.table.reference_ms,
+            anchors=self._anchors(space),
+            copies=NUM_COPIES if len(architectures) <= FEW else 1,
+        )
+
+    def carefully(
+        self, space: SearchSpace, architecture: Architecture, times: int = 2
+    ) -> Measurement:
+        """The mean of several measurements of a whole network, its anchors loaded anew for each."""
+        measured = [self.networks(space, [architecture])[0].measurement for _ in range(times)]
+        return Measurement.mean(measured)
+
+    def _anchors(self, space: SearchSpace) -> list[tuple[Network, float]]:
+        """Some networks of the calibration, from the fastest to the slowest."""
+        calibration = self.table and self.table.calibration(space.id, space.settings)
+        found = calibration.anchors if calibration else []
+        chosen = found[:: max(1, (len(found) - 1) // (NUM_ANCHORS - 1))]
+        return [
+            (space.build_network(space.architecture(a["architecture"]), self.num_classes), a["ms"])
+            for a in chosen
+        ]
+
+    def on_target(self, space: SearchSpace, may_measure: bool = True) -> OnTarget:
+        """What can be said of derived networks: predicted with a table, measured where it is."""
+        table = self.table
+
+        def predict(calibration: Calibration | None, architecture: Architecture) -> float:
+            assert table is not None
+            return network_ms(self.sites_of(space, architecture), table, calibration)
+
+        def measure(architecture: Architecture) -> Measurement:
+            return self.carefully(space, architecture)
+
+        return OnTarget(
+            partial(predict, table.calibration(space.id, space.settings)) if table else None,
+            partial(predict, None) if table else None,
+            measure if self.is_here and may_measure else None,
+        )
+
+    def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
+        """The additive cost an objective asks for: latency, macs, params or energy."""
+        if name == "latency":
+            model = self.latency(space)
+            assert model is not None
+            return model
+        if name == "energy":
+            assert self.table is not None
+            return energy_cost(space.choices, self.sites, self.table, space.excluded)
+        make = {"macs": macs_cost, "params": params_cost}[name]
+        return make(space.choices, self.sites, space.excluded)
+
+    def limits(self, space: SearchSpace, objective: Objective) -> tuple[Limit, ...]:
+        """The limits of an objective, on additive costs and on peak memory."""
+        return tuple(
+            Limit(
+                self._peak_memory(space) if name == "peak_memory" else self.cost(space, name), upper
+            )
+            for name, upper in objective.limits.items()
+        )
+
+    def _peak_memory(self, space: SearchSpace) -> PeakMemory:
+        shape = input_shape(space, self.target)
+        return PeakMemory(space, self.num_classes, shape, self.target.dtype)
+
+
+def compiles(backend: Backend, table: LatencyTable | None) -> bool:
+    """Whether the target's runtime compiles graphs: a table measured elsewhere knows better."""
+    return backend.framed if table is None else table.provenance.get("compiled", backend.framed)
+
+
+def input_shape(space: SearchSpace, target: Target) -> tuple[int, int, int, int]:
+    return target.batch, space.in_chans, target.resolution, target.resolution
