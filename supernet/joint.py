@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,17 @@ from supernet.mixed_ops.base import MixedOp, PathWeights, Searchable
 Factor = Tensor | None  # a scalar; None is one
 Factors = Sequence[Factor]
 STATISTICS = ("running_mean", "running_var")
+
+
+_recipes = WeakKeyDictionary[nn.Module, str]()
+
+
+def recipe_once(module: nn.Module) -> str:
+    """The recipe of a module whose settings stay as they are: reading it takes as long as a small
+    convolution. Not an attribute of the module, or it would be a part of the recipe."""
+    if (found := _recipes.get(module)) is None:
+        found = _recipes[module] = recipe(module)
+    return found
 
 
 class Common:
@@ -55,7 +67,7 @@ class Joint(nn.Module):
 
     def kind(self) -> Hashable:
         """Equal for candidates that differ in nothing but the values of their parameters."""
-        return recipe(self)
+        return recipe_once(self)
 
     @classmethod
     def once(cls, modules: Sequence[Any], common: Common) -> Tensor | None:
@@ -114,7 +126,7 @@ def add_jointly(
                 stacks[places] = stack if places not in stacks else stacks[places].add_(stack)
             continue
         for place, module, factor in members:
-            term = common.once(recipe(module), module) if _is_plain(module) else module(x)
+            term = common.once(recipe_once(module), module) if _is_plain(module) else module(x)
             sums[place].add(term, factor)
     for places, stack in stacks.items():
         for place, term in zip(places, stack.chunk(len(places), dim=1), strict=True):

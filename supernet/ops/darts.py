@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, relu
 
-from latency.recipe import recipe
-from supernet.joint import Common, Factors, Joint, Nothing, joint_norm, norm_once
+from supernet.joint import Common, Factors, Joint, Nothing, joint_norm, norm_once, recipe_once
 from supernet.mixed_ops.base import Parts
 
 
@@ -47,13 +46,13 @@ class Pool(Joint):
         pool, norm = modules[0].pool, modules[0].norm
         if isinstance(norm, nn.BatchNorm2d) and not norm.training:
             return None  # of statistics of their own
-        x = common.once(recipe(pool), pool)
+        x = common.once(recipe_once(pool), pool)
         return norm_once(x, [m.norm for m in modules]) if isinstance(norm, nn.BatchNorm2d) else x
 
     @classmethod
     def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
         pool = modules[0].pool
-        x = common.once(recipe(pool), pool)
+        x = common.once(recipe_once(pool), pool)
         return joint_norm(torch.cat([x] * len(modules), dim=1), [m.norm for m in modules], factors)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernet.joint import AddScaled, RunningSum, separate
+from latency.recipe import recipe
+from supernet.joint import AddScaled, Joint, RunningSum, recipe_once, separate
 from supernet.mixed_ops.base import PathWeights, Searchable
 from supernet.network import Network
 from supernet.space import SearchSpace
@@ -119,3 +120,19 @@ def test_a_scaled_addition_can_be_differentiated_twice() -> None:
         return AddScaled.apply(total * 1, term, factor)
 
     assert torch.autograd.gradcheck(add, inputs) and torch.autograd.gradgradcheck(add, inputs)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_recipes_are_read_once(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet = space.build_supernet(num_classes=3)
+    candidates = [m for m in supernet.modules() if isinstance(m, Joint)]
+    assert [recipe_once(m) for m in candidates] == [recipe(m) for m in candidates]
+    paths, _ = soft(space, torch.float32)
+    images = torch.rand(2, 3, 8, 8)
+    supernet(images, paths)
+    read = list[nn.Module]()
+    monkeypatch.setattr("supernet.joint.recipe", lambda m: read.append(m) or recipe(m))
+    supernet(images, paths)
+    assert not read
+    copy.deepcopy(supernet)(images, paths)  # others, which do not pass for these
+    assert read
