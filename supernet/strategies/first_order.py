@@ -204,9 +204,9 @@ class FirstOrder(Strategy):
         sample = self.sample(state, logits, progress)
         with frozen(problem.supernet):
             task_loss, outputs = self.task_loss(state, sample, images, labels)
-            if not math.isfinite(loss := task_loss.detach().item()):
+            if not math.isfinite(value := task_loss.detach().item()):
                 raise Diverged(  # before the logits take it up
-                    f"the loss of an architecture step is {loss} after {state.step} weight steps; "
+                    f"the loss of an architecture step is {value} after {state.step} weight steps; "
                     "lower strategy.weight_optimizer.lr or set strategy.clip_grad"
                 )
             shares = problem.space.shares(sample.cost_weights)
@@ -214,7 +214,10 @@ class FirstOrder(Strategy):
             limited = problem.expected(shares)
             state.logits_optimizer.zero_grad()
             penalty = problem.relaxation.penalty(logits, progress)
-            accelerator.backward(problem.objective.loss(task_loss, cost, limited) + penalty)
+            # The gradient of logits that a sample leaves out is zero, not missing.
+            nothing = 0.0 * sum(vector.sum() for vector in logits.values())
+            loss = problem.objective.loss(task_loss, cost, limited) + penalty + nothing
+            accelerator.backward(loss)
         average_gradients(state.parameters.parameters(), accelerator)
         state.logits_optimizer.step()
         problem.relaxation.after_step(logits, sample)

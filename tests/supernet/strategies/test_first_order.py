@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from latency.model import macs_cost
+from latency.sites import trace
 from supernet.engine import Diverged
+from supernet.mixed_ops.base import MixedOp
 from supernet.mixed_ops.binary_gate import BinaryGate
+from supernet.mixed_ops.gumbel import Gumbel
 from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.softmax import Softmax
+from supernet.objective import TaskOnly
+from supernet.spaces.nasbench201 import NasBench201
 from supernet.strategies.first_order import FirstOrder
 from supernet.strategies.state import SearchState
 from supernet.tracking import read_journal
@@ -47,6 +54,31 @@ def test_a_weight_step_leaves_logits_and_an_architecture_step_leaves_weights(
     strategy.architecture_step(state, 0.5)
     assert all(torch.equal(v, moved[n]) for n, v in copy(problem.supernet).items())
     assert not all(torch.equal(v, logits[n]) for n, v in copy(state.parameters).items())
+
+
+@pytest.mark.parametrize("op", ["none", "nor_conv_1x1"])
+def test_logits_that_a_sample_does_not_reach_have_the_gradient_zero(
+    op: str, make_problem, make_strategy
+) -> None:
+    """A sampled cell may carry nothing at all: then the loss is a function of no logit."""
+    strategy, problem = make_strategy(), make_problem(Gumbel())
+    space = NasBench201(in_chans=1, img_size=8, widths=(4,), num_cells=1)
+    sites = trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
+    supernet = space.build_supernet(10, problem.relaxation.build)
+    cost, objective = macs_cost(space.choices, sites), TaskOnly(cost="macs")
+    problem = replace(problem, space=space, supernet=supernet, cost=cost, objective=objective)
+    state = start(strategy, problem)
+    with torch.no_grad():
+        for name, vector in state.parameters().items():
+            vector[space.by_name[name].index(op)] = 30.0
+    found = state.logits_optimizer.step
+    steps = []
+    state.logits_optimizer.step = lambda: (
+        steps.append([p.grad.clone() for p in state.parameters.parameters()]), found(),
+    )  # fmt: skip
+    strategy.architecture_step(state, 0.0)
+    assert len(steps[0]) == 6 and all(torch.isfinite(g).all() for g in steps[0])
+    assert any(g.any() for g in steps[0]) == (op != "none")
 
 
 def test_a_sampled_weight_step_leaves_the_other_candidates_bitwise_unchanged(
