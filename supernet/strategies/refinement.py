@@ -37,7 +37,8 @@ class Refinement:
         num_finalists: of a move: its best ones by then are trained anew for `final_steps`.
         final_steps: of them and of the leader.
         repeats: longer trainings, from different seeds, of a finalist that stays in the race.
-        margin: by which the winner's mean loss must be below the leader's, in nats.
+        margin: by which the winner's mean loss must be below the leader's from the same seeds, in
+            nats.
         recipe: of the trainings.
         num_images: of the architecture half that judge a network, in each process.
         settings: of the space in which they differ from the search's, such as `num_cells`.
@@ -112,7 +113,7 @@ class Refinement:
             for repeat in range(self.repeats):
                 where = {"move": move, "final": True, "repeat": repeat}
                 yield from train(architectures, self.final_steps, where)
-                means = [r for r in _means(trainings[:seen], move) if r["repeat"] == repeat]
+                means = [_mean(found) for found in _finals(trainings[:seen], move, repeat + 1)]
                 worst = min(map(_loss, means)) + self.margin
                 left = [r["architecture"] for r in means if _loss(r) <= worst]
                 architectures = [problem.space.architecture(options) for options in left]
@@ -143,16 +144,19 @@ class Refinement:
     def leaders(self, trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Who had the lead, the last one first; `rank_value` is the place, `accuracy` and `loss`
         the means of its longer trainings."""
-        found: list[Mapping[str, Any]] = []
+        found: list[Sequence[Mapping[str, Any]]] = []
         for move in range(self.moves + 1):
-            means = _means(trainings, move)
-            if not means:
+            finals = _finals(trainings, move)
+            if not finals:
                 break
-            best = min(means, key=lambda r: (-r["repeat"], _loss(r)))
-            if found and best["loss"] >= found[0]["loss"] - self.margin:
-                break
+            best = min(finals, key=lambda records: (-len(records), _loss(_mean(records))))
+            if found:
+                common = min(len(best), len(found[0]))  # the leader did not run in this race
+                new, old = (_loss(_mean(records[:common])) for records in (best, found[0]))
+                if new >= old - self.margin:
+                    break
             found.insert(0, best)
-        return [{**record, "rank_value": float(place)} for place, record in enumerate(found)]
+        return [{**_mean(records), "rank_value": float(n)} for n, records in enumerate(found)]
 
     def neighbours(
         self, problem: Problem, leader: Architecture, scores: Mapping[str, Tensor]
@@ -171,17 +175,22 @@ def _loss(record: Mapping[str, Any]) -> float:
     return float(record["loss"])
 
 
-def _means(trainings: Sequence[Mapping[str, Any]], move: int) -> list[dict[str, Any]]:
-    """The last of the longer trainings of each architecture of a move, with the means of all."""
+def _finals(
+    trainings: Sequence[Mapping[str, Any]], move: int, length: int = 1
+) -> list[list[Mapping[str, Any]]]:
+    """The longer trainings of each architecture of a move that has `length` or more of them."""
     found = defaultdict[tuple[str, ...], list[Mapping[str, Any]]](list)
     for record in trainings:
         if record["move"] == move and record["final"]:
             found[tuple(record["architecture"].values())].append(record)
+    return [records for records in found.values() if len(records) >= length]
+
+
+def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last of several trainings, with the means of all."""
     # `mean` is exact: a diverged training has the largest loss there is
-    return [
-        {**records[-1], **{key: mean(r[key] for r in records) for key in ("accuracy", "loss")}}
-        for records in found.values()
-    ]
+    means = {key: mean(record[key] for record in records) for key in ("accuracy", "loss")}
+    return {**records[-1], **means}
 
 
 def one_change(space: SearchSpace, architecture: Architecture) -> Iterator[Architecture]:

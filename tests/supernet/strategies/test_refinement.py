@@ -127,6 +127,20 @@ def test_a_race_ends_after_its_repeats_and_is_lost_by_who_left_it(
     assert answer(state, refinement) == architecture(state, 1, 0)
 
 
+def test_a_winner_and_the_leader_are_compared_from_the_same_seeds(
+    state: SearchState, make_run: Any, make_judge: Any, make_refinement: Any
+) -> None:
+    """The first seed is a hard one: the mean of three is lower for all, of which the leader, that
+    was trained from one, knows nothing."""
+    hard = {0: 0.3, 1: 0.0, 2: 0.0}
+    judge = make_judge(lambda found, steps: 2.0 + hard[judge.repeats[-1]])
+    refinement = make_refinement(moves=1, num_finalists=3, repeats=3)
+    start = architecture(state, 0, 0)
+    refine(refinement, state, make_run(), start)
+    assert judge.repeats[4:] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert answer(state, refinement) == start
+
+
 @pytest.mark.parametrize(
     "changes,num_trained,lead",
     [
