@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from latency.sites import Site, trace, trace_architecture
 from latency.table import LatencyTable, Measurement, Target
 from latency.validate import calibrate, describe, draw, measure_with_networks
 from supernet.choice import Architecture
+from supernet.derive import derive
 from supernet.mixed_ops.base import MixedOp
 from supernet.space import SearchSpace
+from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -28,6 +31,7 @@ SPACES: dict[str, SearchSpace] = {
         expansions=(3,), head_chs=24,
     ),
     "nasbench201": NasBench201(widths=(4, 8), num_cells=1, img_size=8),
+    "darts": Darts(width=4, num_cells=3, img_size=8),
 }  # fmt: skip
 
 
@@ -36,12 +40,19 @@ def space(request: pytest.FixtureRequest) -> SearchSpace:
     return SPACES[request.param]
 
 
+@cache
 def trace_space(space: SearchSpace) -> list[Site]:
     shape = (1, 3, space.img_size, space.img_size)
     return trace(space.build(MixedOp, 10, search=False), space.choices, shape)
 
 
 def everything(space: SearchSpace) -> list[Architecture]:
+    """All there is; of what cannot be listed, a sample and the two ends of its MACs."""
+    if space.size > 10**6:
+        generator = torch.Generator().manual_seed(9)
+        macs = macs_cost(space.choices, trace_space(space))
+        ends = [derive(space, {n: s * v for n, v in macs.per_option.items()}) for s in (-1, 1)]
+        return ends + [space.sample(generator) for _ in range(300)]
     names = [choice.name for choice in space.choices]
     options = itertools.product(*(choice.options for choice in space.choices))
     every = [space.architecture(dict(zip(names, chosen, strict=True))) for chosen in options]

@@ -161,6 +161,7 @@ def test_exports_carry_channels_and_pooling(tmp_path: Path, unsettle: Unsettle) 
     ("space", "message"),
     [
         (NasBench201(widths=(4,), num_cells=1), "only MBConv networks .* not those of .*NasBench"),
+        (Darts(width=4, num_cells=3), "only MBConv networks .* not those of .*Darts"),
         (MBConv(stem_stride=1, stages=[(16, 1, 2)]), "stem of stride 2, this space one of 1"),
         (MBConv(stages=[(20, 1, 2), (30, 1, 2)]), r"multiples of 8, so \[20, 30\]"),
         (MBConv(stem_chs=12, stages=[(16, 1, 2)]), r"multiples of 8, so \[12\]"),

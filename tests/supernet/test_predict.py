@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,24 @@ from PIL import Image
 from supernet import load_network, save_network
 from supernet.data import DataInfo, eval_transform
 from supernet.predict import predict
+from supernet.space import SearchSpace
+from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nasbench201 import NasBench201
 
+SPACES: dict[str, Callable[[int], SearchSpace]] = {
+    "mbconv": lambda chans: MBConv(in_chans=chans, stages=[(16, 2, 2)], head_chs=32),
+    "nasbench201": lambda chans: NasBench201(in_chans=chans, widths=(4, 8), num_cells=1),
+    "darts": lambda chans: Darts(in_chans=chans, width=4, num_cells=3),
+}
 
 def info(in_chans: int) -> DataInfo:
     mean, std = (0.3, 0.4, 0.5)[:in_chans], (0.2, 0.25, 0.3)[:in_chans]
     return DataInfo(3, ("cat", "dog", "owl"), in_chans, 16, mean, std)
 
 
-def save(path: Path, in_chans: int, unsettle: Any) -> None:
-    space = MBConv(in_chans=in_chans, stages=[(16, 2, 2)], head_chs=32)
+def save(path: Path, in_chans: int, unsettle: Any, name: str = "mbconv") -> None:
+    space = SPACES[name](in_chans)
     architecture = space.sample(torch.Generator().manual_seed(0))
     network = unsettle(space.build_network(architecture, 3))
     network.classifier.weight.data *= 20
@@ -34,9 +43,11 @@ def picture(path: Path, size: tuple[int, int]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("in_chans", [1, 3])
-def test_an_image_file_is_named(in_chans: int, tmp_path: Path, unsettle: Any) -> None:
-    save(tmp_path / "n.safetensors", in_chans, unsettle)
+@pytest.mark.parametrize(
+    ("name", "in_chans"), [("mbconv", 1), ("mbconv", 3), ("nasbench201", 3), ("darts", 3)]
+)
+def test_an_image_file_is_named(name: str, in_chans: int, tmp_path: Path, unsettle: Any) -> None:
+    save(tmp_path / "n.safetensors", in_chans, unsettle, name)
     network, meta = load_network(tmp_path / "n.safetensors")
     path = picture(tmp_path / "photo.png", (16, 16))
     ranked = predict(network, meta, path)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from latency.memory import PeakMemory
 from latency.model import macs_cost, params_cost
-from latency.sites import trace
+from latency.sites import Site, trace
 from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.data.digits import Digits
@@ -21,6 +21,7 @@ from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp, Relaxation
 from supernet.objective import Budget
 from supernet.recipe import Recipe
+from supernet.space import SearchSpace
 from supernet.spaces.mbconv import MBConv
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.first_order import FirstOrder
@@ -39,6 +40,11 @@ def digits() -> Digits:
     return Digits(img_size=8, pad=1, train_limit=120)
 
 
+@cache
+def trace_space(space: SearchSpace) -> list[Site]:
+    return trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
+
+
 @pytest.fixture
 def make_problem(digits: Digits) -> Callable[..., Problem]:
     def make(
@@ -46,10 +52,11 @@ def make_problem(digits: Digits) -> Callable[..., Problem]:
         share: float = 0.8,
         seed: int = 0,
         uppers: Mapping[str, float] | None = None,
+        space: SearchSpace | None = None,
     ) -> Problem:
         torch.manual_seed(seed)
-        space = MBConv(**SPACE)
-        sites = trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
+        space = space or MBConv(**SPACE)
+        sites = trace_space(space)
         cost = macs_cost(space.choices, sites)
         others = (params_cost(space.choices, sites), PeakMemory(space, 10, (1, 1, 8, 8)))
         uppers = uppers or {}
