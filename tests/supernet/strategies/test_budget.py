@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ EVERY = [
 ]
 SHARES = {"nasbench201": 0.25, "mbconv": 0.75, "darts": 0.35}  # below an even mixture
 WITH_LOGITS = [pair for pair in EVERY if pair[1] != "one_shot"]
+
+
+def quick(pairs: Sequence[tuple[str, str]]) -> list[Any]:
+    """Building the supernet of darts takes seconds."""
+    return [pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] == "darts")) for pair in pairs]
 
 
 @cache
@@ -139,7 +144,7 @@ def test_the_expected_cost_and_its_gradient_are_those_of_all_architectures(
 # ---- searches
 
 
-@pytest.mark.parametrize(("space", "mixed_op"), WITH_LOGITS)
+@pytest.mark.parametrize(("space", "mixed_op"), quick(WITH_LOGITS))
 def test_a_budget_alone_brings_the_expected_cost_down_to_it(
     space: str, mixed_op: str, make_problem: Any, make_strategy: Any
 ) -> None:
@@ -168,10 +173,7 @@ def test_a_budget_alone_brings_the_expected_cost_down_to_it(
     assert expected() <= budget
 
 
-@pytest.mark.parametrize(
-    ("space", "mixed_op"),
-    [pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] == "darts")) for pair in EVERY],
-)
+@pytest.mark.parametrize(("space", "mixed_op"), quick(EVERY))
 def test_a_search_ends_within_the_budget(
     space: str, mixed_op: str, make_problem: Any, make_strategy: Any, make_run: Any
 ) -> None:
