@@ -273,11 +273,11 @@ def pareto(
         *zip(*line, strict=True), marker="o", color=PAGE["c1"], markersize=6, label="derived"
     )
     if front:
-        low, high = line[0][0], line[-1][0]
-        seen = [point for point in front if 0.9 * low <= point[0] <= 1.1 * high] or front
-        axes.plot(
-            *zip(*seen, strict=True), drawstyle="steps-post", color=PAGE["c2"], label="best"
-        )
+        low = 0.9 * line[0][0]
+        high = max(line[-1][0], *(point["budget"] for point in points))
+        seen = [point for point in front if low <= point[0] <= high]
+        seen.append((high, max(accuracy for cost, accuracy in front if cost <= high)))
+        axes.plot(*zip(*seen, strict=True), drawstyle="steps-post", color=PAGE["c2"], label="best")
         axes.legend()
     axes.set(xlabel=f"{x} ({unit}); dashed: the budgets", ylabel="accuracy (%)")
     axes.xaxis.set_major_formatter(_number(line[-1][0]))
