@@ -26,7 +26,8 @@ class SecondOrder(FirstOrder):
     grad_a L_val(w', a) - xi grad^2_{a,w} L_train(w, a) grad_{w'} L_val(w', a). The product is a
     finite difference of grad_a L_train at w +- eps grad_{w'} L_val, eps = 0.01 / its norm. xi is
     the weights' learning rate; the virtual step has their momentum and decay, as the authors' code
-    does, and so it needs SGD without Nesterov's form. A step costs four passes in place of one.
+    does, and so it needs SGD without Nesterov's form. Its batch is that of the weights' next step,
+    as there. A step costs four passes in place of one.
 
     Arguments: as `FirstOrder`.
     """
@@ -39,7 +40,7 @@ class SecondOrder(FirstOrder):
         self, state: SearchState, sample: Sample, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         supernet = state.problem.supernet
-        train_images, train_labels = state.weight_stream.next()
+        train_images, train_labels = state.weight_stream.peek()  # of the weights' step to come
         train_images = train_images.to(memory_format=self.memory_format)
         parameters = list(supernet.parameters())
         weights, values = _leaves(sample)

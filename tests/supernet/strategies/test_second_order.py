@@ -71,7 +71,7 @@ def test_the_gradient_is_that_through_a_virtual_step(
     images, labels = state.arch_stream.next()
     images = images.double()
     train = state.weight_stream.next()
-    monkeypatch.setattr(state.weight_stream, "next", lambda: (train[0].double(), train[1]))
+    monkeypatch.setattr(state.weight_stream, "peek", lambda: (train[0].double(), train[1]))
     before = {name: t.clone() for name, t in state.problem.supernet.state_dict().items()}
     sample = Softmax().for_architecture_step(state.parameters(), state.generator, 0.5)
     loss, outputs = strategy.task_loss(state, sample, images, labels)
@@ -99,7 +99,7 @@ def test_the_weights_move_by_a_hundredth_whatever_the_gradient(
     )
     images, labels = state.arch_stream.next()
     train = state.weight_stream.next()
-    state.weight_stream.next = lambda: (train[0].double(), train[1])
+    state.weight_stream.peek = lambda: (train[0].double(), train[1])
     sample = Softmax().for_architecture_step(state.parameters(), state.generator, 0.5)
     make_strategy(SecondOrder).task_loss(state, sample, images.double(), labels)
     before, virtual, above, below = at
@@ -125,6 +125,47 @@ def _gradient_at(
     }
     loss = cross_entropy(functional_call(supernet, moved, (images, sample.weights)), labels)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(moved.values()))])
+
+
+class Served:
+    """A stream that remembers the images it served."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.served = stream, list[tuple[str, torch.Tensor]]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def next(self) -> Any:
+        self.served.append(("next", (batch := self.stream.next())[0]))
+        return batch
+
+    def peek(self) -> Any:
+        self.served.append(("peek", (batch := self.stream.peek())[0]))
+        return batch
+
+
+def test_the_virtual_step_takes_the_batch_of_the_step_to_come(
+    make_problem: Callable[..., Any],
+    make_strategy: Callable[..., SecondOrder],
+    make_run: Callable[..., Any],
+) -> None:
+    """So an epoch, of five batches here, is one pass over the weight half."""
+    streams: list[Any] = []
+
+    class Watching(SecondOrder):
+        def train(self, state: SearchState, run: Any) -> None:
+            state.weight_stream = Served(state.weight_stream)  # type: ignore[assignment]
+            streams.append(state.weight_stream)
+            super().train(state, run)
+
+    strategy = make_strategy(Watching, epochs=2, warmup_epochs=1, weight_optimizer=SGD)
+    strategy.search(make_problem(Softmax()), make_run())
+    served = streams[0].served
+    assert [name for name, _ in served] == ["next"] * 5 + ["next", "peek"] * 5
+    for (_, peeked), (_, taken) in zip(served[6:-1:2], served[7::2], strict=True):
+        assert torch.equal(peeked, taken)
+    assert streams[0].state_dict() == {"epoch": 2, "position": 0}
 
 
 @pytest.mark.parametrize(
