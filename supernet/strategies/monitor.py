@@ -161,9 +161,11 @@ class Monitor:
         state.problem.accelerator.wait_for_everyone()
         kept = load_checkpoint(_path(run, epoch))
         state.load_part(kept)
+        # what goes on from there, a selection, goes on with its momentum
+        state.weight_optimizer.load_state_dict(kept["weight_optimizer"])
 
 
-KEPT = ("supernet", "logits", "objective")
+KEPT = ("supernet", "logits", "objective", "weight_optimizer")
 
 
 def _path(run: Run, epoch: int) -> Path:

@@ -20,6 +20,7 @@ from supernet.mixed_ops.binary_gate import BinaryGate
 from supernet.mixed_ops.sigmoid import Sigmoid
 from supernet.mixed_ops.softmax import Softmax
 from supernet.objective import TaskOnly
+from supernet.outcome import OnTarget, conclude
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.nasbench201 import NasBench201
@@ -280,8 +281,25 @@ def test_rollback_answers_with_the_last_good_epoch(
     states = [load_checkpoint(r.checkpoint)["search"] for r in (run, alone)]
     for part in ("supernet", "logits"):
         assert all(torch.equal(v, states[1][part][k]) for k, v in states[0][part].items())
+    momenta = [state["weight_optimizer"]["state"] for state in states]
+    assert len(momenta[0]) == len(list(problem.supernet.parameters()))
+    for key, moment in momenta[0].items():
+        assert torch.equal(moment["momentum_buffer"], momenta[1][key]["momentum_buffer"]), key
     for key, value in problem.supernet.state_dict().items():
         assert torch.equal(value, shorter.supernet.state_dict()[key]), key
+
+
+def test_the_result_expects_what_the_last_good_epoch_did(
+    make_problem, make_run, make_strategy
+) -> None:
+    run, told = make_run(), [(0.0, None), (0.5, None), (0.8, None)]
+    problem = make_problem(Softmax(), uppers={"params": 1600.0})
+    strategy, target = make_strategy(epochs=3, warmup_epochs=0), OnTarget(None, None, None)
+    lines, answer = watch(strategy, problem, run, Tale(told, action="rollback"))
+    expected = [line["limits"]["params"]["expected"] for line in lines[:3]]
+    assert lines[3]["good_epoch"] == 2 and expected[1] != expected[2]
+    result = conclude(problem, run, answer, target, bn_batches=1)
+    assert result["limits"]["params"]["expected"] == expected[1]
 
 
 def test_curvature_rule_against_its_formula(make_problem, make_run) -> None:
