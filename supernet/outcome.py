@@ -17,7 +17,7 @@ from supernet.estimators.shared_weights import SharedWeights
 from supernet.files import write_json
 from supernet.meet import meet
 from supernet.strategies.base import Problem, Run, limit_records
-from supernet.tracking import read_journal
+from supernet.tracking import last_epoch, read_journal
 
 RANDOM_SEARCH = "random_search"  # folder of that baseline in the folder of a search
 BEST_AT_RANDOM = "best_at_random"  # its network among those that are retrained
@@ -123,9 +123,9 @@ def _judge(problem: Problem, by_search: bool) -> str:
 
 
 def _expected(run: Run) -> dict[str, float]:
-    """The expected value of each limited cost after the last epoch, where it has one."""
-    records = read_journal(run.folder / "metrics.jsonl") if run.main else []
-    limits: dict[str, Any] = next((r["limits"] for r in records[::-1] if "limits" in r), {})
+    """The expected value of each limited cost where the search ended, where it has one."""
+    record = last_epoch(read_journal(run.folder / "metrics.jsonl")) if run.main else None
+    limits = (record or {}).get("limits", {})
     return {k: v["expected"] for k, v in limits.items() if v["expected"] is not None}
 
 

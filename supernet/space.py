@@ -59,7 +59,8 @@ class SearchSpace(ABC):
         constraints: which architectures are valid.
 
     Attributes:
-        skip_options: options that compute nothing; their share is logged.
+        skip_options: options that compute nothing; their share is logged, of the choices that are
+            not `Choice.absent`.
         none_options: of them, those that carry nothing.
         excluded: (choice, option) pairs that no valid architecture holds.
     """

@@ -102,6 +102,16 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
+def last_epoch(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The record of the epoch that a search ended as it was after: the last one, or that which the
+    monitor of collapse went back to; None where no epoch has ended."""
+    epochs = {r["epoch"]: r for r in records if r["phase"] in ("warmup", "search")}
+    good = [r["good_epoch"] for r in records if r["phase"] == "monitor"]
+    back = good[-1] if good else None
+    return epochs.get(max(epochs, default=None) if back is None else back)
+
+
+
 def flatten(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a metrics record under flat names, nested ones joined by a slash.
 

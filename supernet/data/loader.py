@@ -123,18 +123,25 @@ class Stream:
         self.position = 0
         self.wait_seconds = 0.0
         self._batches: Iterator[Batch] | None = None
+        self._peeked: Batch | None = None
 
     def next(self) -> Batch:
         """Images and labels of the batch at (epoch, position); then move on."""
-        start = time.perf_counter()
-        if self._batches is None:
-            self._batches = self.loader.batches(self.epoch, self.position)
-        batch = next(self._batches)
+        batch, self._peeked = self.peek(), None
         self.position += 1
         if self.position == len(self.loader):
             self.epoch, self.position = self.epoch + 1, 0
-        self.wait_seconds += time.perf_counter() - start
         return batch
+
+    def peek(self) -> Batch:
+        """The batch that `next` returns, without moving on."""
+        start = time.perf_counter()
+        if self._batches is None:
+            self._batches = self.loader.batches(self.epoch, self.position)
+        if self._peeked is None:
+            self._peeked = next(self._batches)
+        self.wait_seconds += time.perf_counter() - start
+        return self._peeked
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
@@ -155,4 +162,4 @@ class Stream:
                 f"has {len(self.loader)} batches here; resume with the same data and batch size"
             )
         self.epoch, self.position = state["epoch"], state["position"]
-        self._batches = None
+        self._batches = self._peeked = None

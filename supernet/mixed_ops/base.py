@@ -175,7 +175,8 @@ class Relaxation(ABC):
 
         Args:
             logits: by choice, shape (num_options,).
-            progress: share of the search's weight steps already done, in [0, 1].
+            progress: share of the weight steps already done, in [0, 1]: with logits of those after
+                the warm-up, which is at 0.
         """
 
     @abstractmethod

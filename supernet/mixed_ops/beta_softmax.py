@@ -12,7 +12,7 @@ from supernet.mixed_ops.softmax import Softmax
 
 class BetaSoftmax(Softmax):
     """The mixture of DARTS, with lambda(t) mean_choices log sum_i exp(a_i) added to the loss of an
-    architecture step; lambda grows linearly from 0.
+    architecture step; lambda grows linearly from 0 in the first of them.
 
     Args:
         weight: lambda at the end of the search (50 for NAS-Bench-201 in the paper).

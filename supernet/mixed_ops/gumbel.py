@@ -21,7 +21,7 @@ class Gumbel(Relaxation):
 
     Args:
         hard: run the sampled candidate alone.
-        tau: temperature of the first weight step; tau_end: of the last.
+        tau: temperature of the warm-up and of the step after it; tau_end: of the last step.
         schedule: "linear" (GDAS: from 10 to 0.1) or "exponential" (FBNet: 5 times 0.956 an epoch,
             which 90 epochs take to 0.09).
     """

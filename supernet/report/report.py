@@ -13,6 +13,7 @@ from supernet.report.page import number, percent, render
 from supernet.report.pages import predictions_caption
 from supernet.report.run import Record, Run
 from supernet.report.summary import cards, network_rows, networks_caption, subtitle, verdict
+from supernet.tracking import last_epoch
 
 _NO_RETRAINING = "This run did not retrain: run supernet-retrain run={}."
 
@@ -163,7 +164,7 @@ def _cost(run: Run) -> Section:
             else f"No epoch recorded an expected {name}."
         )
         return Section("cost", title, missing=reason)
-    last = records[-1]
+    last = last_epoch(run.metrics) or records[-1]
     goal = "there was no budget" if run.budget is None else f"budget {number(run.budget)} {unit}"
     caption = (
         f"Expected {name} under the probabilities, and {name} of the most probable network, after "

@@ -62,7 +62,7 @@ class Darts(SearchSpace):
             the paper's search, but not in its retrained networks.
     """
 
-    skip_options = frozenset({"skip_connect"})
+    skip_options, none_options = frozenset({NONE, "skip_connect"}), frozenset({NONE})
 
     def __init__(
         self,

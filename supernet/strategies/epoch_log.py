@@ -109,14 +109,17 @@ class EpochLog:
         }
 
     def _shares(self, architecture: Architecture, prefix: str) -> dict[str, float]:
-        """Of its choices: those that compute nothing, carry nothing, have no parameters."""
-        space, pairs = self.state.problem.space, list(architecture)
+        """Of its choices that are there: those that compute nothing, carry nothing, have no
+        parameters. An edge that every cell has to leave out says nothing of a collapse."""
+        space = self.state.problem.space
+        absent = {(choice.name, choice.absent) for choice in space.choices}
+        pairs = [pair for pair in architecture if pair not in absent]
         counts = {
             "skip": sum(option in space.skip_options for _, option in pairs),
             "none": sum(option in space.none_options for _, option in pairs),
             "free": sum(pair in self.free for pair in pairs),
         }
-        return {f"{prefix}{name}_share": n / len(pairs) for name, n in counts.items()}
+        return {f"{prefix}{name}_share": n / max(1, len(pairs)) for name, n in counts.items()}
 
     def _timing(self) -> dict[str, Any]:
         """Wall-clock of the epoch, or of its part since a resume."""

@@ -157,7 +157,7 @@ class FirstOrder(Strategy):
             done = state.step - epoch * num_steps
             with run.progress(num_steps, done, log.title(epoch, searching)) as bar:
                 while state.step < end:
-                    progress = state.step / (self.epochs * num_steps)
+                    progress = self.progress(state, num_steps)
                     self.weight_step(state, progress)
                     state.step += 1
                     if searching and state.logits_optimizer and state.step % self.arch_every == 0:
@@ -171,6 +171,16 @@ class FirstOrder(Strategy):
             if watched:
                 watched.judge(state, run, record)
             run.save(state.state_dict())
+
+    def progress(self, state: SearchState, num_steps: int) -> float:
+        """Share done of the steps that a relaxation's schedules run over: with logits those after
+        the warm-up, which is at 0; without, all, since there are no architecture steps to wait for.
+
+        Args:
+            num_steps: of the weights, in an epoch.
+        """
+        first = self.warmup_epochs * num_steps if state.problem.relaxation.has_logits else 0
+        return max(0, state.step - first) / (self.epochs * num_steps - first)
 
     def weight_step(
         self, state: SearchState, progress: float, fixed: Weights | None = None

@@ -31,9 +31,9 @@ class Monitor:
         action: "warn" logs a line a rule; "stop" ends the search there; "rollback" ends it with
             logits and weights as they were in the last good epoch: the last one within the shares,
             or the one `lag` eigenvalues ago.
-        max_skip_share: of the derived architecture's choices that compute nothing; None for no
-            rule.
-        max_none_share: of those that carry nothing.
+        max_skip_share: of the derived architecture's choices that are not absent, those that
+            compute nothing; None for no rule.
+        max_none_share: those that carry nothing.
         curvature_every: epochs from one eigenvalue to the next; 0 for none. One takes about as
             long as four times `iterations` architecture steps.
         window, lag, max_growth: of the rule above.
@@ -161,9 +161,11 @@ class Monitor:
         state.problem.accelerator.wait_for_everyone()
         kept = load_checkpoint(_path(run, epoch))
         state.load_part(kept)
+        # what goes on from there, a selection, goes on with its momentum
+        state.weight_optimizer.load_state_dict(kept["weight_optimizer"])
 
 
-KEPT = ("supernet", "logits", "objective")
+KEPT = ("supernet", "logits", "objective", "weight_optimizer")
 
 
 def _path(run: Run, epoch: int) -> Path:

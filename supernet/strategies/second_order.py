@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from supernet.engine import at_least_float
 from supernet.mixed_ops.base import PathWeights, Sample
+from supernet.strategies.base import Run
 from supernet.strategies.first_order import FirstOrder
 from supernet.strategies.state import SearchState
 
@@ -25,16 +26,21 @@ class SecondOrder(FirstOrder):
     grad_a L_val(w', a) - xi grad^2_{a,w} L_train(w, a) grad_{w'} L_val(w', a). The product is a
     finite difference of grad_a L_train at w +- eps grad_{w'} L_val, eps = 0.01 / its norm. xi is
     the weights' learning rate; the virtual step has their momentum and decay, as the authors' code
-    does. A step costs four passes in place of one.
+    does, and so it needs SGD without Nesterov's form. Its batch is that of the weights' next step,
+    as there. A step costs four passes in place of one.
 
     Arguments: as `FirstOrder`.
     """
+
+    def train(self, state: SearchState, run: Run) -> None:
+        _check_optimizer(state.weight_optimizer.optimizer)
+        super().train(state, run)
 
     def task_loss(
         self, state: SearchState, sample: Sample, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         supernet = state.problem.supernet
-        train_images, train_labels = state.weight_stream.next()
+        train_images, train_labels = state.weight_stream.peek()  # of the weights' step to come
         train_images = train_images.to(memory_format=self.memory_format)
         parameters = list(supernet.parameters())
         weights, values = _leaves(sample)
@@ -84,6 +90,26 @@ def _leaves(sample: Sample) -> tuple[dict[str, PathWeights], list[Tensor]]:
 def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     found = torch.autograd.grad(loss, list(inputs), allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer of the weights whose step is not the virtual one.
+
+    Raises:
+        ValueError: says what to set.
+    """
+    needed = "strategy=second_order needs SGD with plain momentum for its weights: "
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise ValueError(
+            needed + f"strategy.weight_optimizer.opt makes a {type(optimizer).__name__}; "
+            "set it to momentum"
+        )
+    for name, plain in (("nesterov", False), ("dampening", 0)):
+        if (value := optimizer.param_groups[0][name]) != plain:
+            raise ValueError(
+                needed + f"got {name}={value}; set strategy.weight_optimizer.opt=momentum "
+                f"(sgd is Nesterov's form) and leave {name} at {plain}"
+            )
 
 
 def _virtual_steps(state: SearchState, gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -349,6 +349,7 @@ def test_collapse_is_shown(tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line["curvature"] = 0.1 * line["epoch"]
+        line["expected_cost"] = 100.0 + line["epoch"]
     lines.append({
         "step": 300, "epoch": 30, "phase": "monitor", "action": "rollback", "good_epoch": 24,
         "why": "100% of the derived architecture's choices compute nothing", "rule": "skip",
@@ -357,6 +358,7 @@ def test_collapse_is_shown(tmp_path):
     text = write_report(run).read_text()
     assert "Largest eigenvalue of the Hessian" in text and "largest eigenvalue" in text
     assert "After epoch 30 the monitor went back to epoch 24: 100% of the derived" in text
+    assert "at the end 124 and" in text
 
 
 # ---- comparison ----

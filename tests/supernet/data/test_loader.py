@@ -152,6 +152,19 @@ def test_a_stream_is_the_batches_in_order_and_resumes_anywhere(split: Split) -> 
     assert stream.wait_seconds > 0
 
 
+def test_a_peek_is_the_batch_to_come(split: Split) -> None:
+    stream, plain = Stream(make(split)), Stream(make(split))
+    for step in range(len(stream.loader) + 1):
+        before = stream.state_dict()
+        if step % 3:
+            peeked = stream.peek()
+            assert stream.peek() is peeked and stream.state_dict() == before
+        assert same(stream.next(), plain.next()) and stream.state_dict() == plain.state_dict()
+    stream.peek()
+    stream.load_state_dict({"epoch": 0, "position": 1})
+    assert same(stream.next(), plain.loader.batch(0, 1))
+
+
 def test_making_batches_leaves_the_global_generators_alone(split: Split) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     Stream(make(split)).next()

@@ -236,6 +236,66 @@ def test_warmup_leaves_the_logits_and_arch_every_thins_the_steps(
     assert calls == [6, 8, 10, 12, 14]
 
 
+class Recording(Softmax):
+    """With a known penalty; remembers the progress that each step is told."""
+
+    def __init__(self, slope: float = 0.0) -> None:
+        self.slope = slope
+        self.told: dict[str, list[float]] = {"weights": [], "logits": [], "penalty": []}
+
+    def for_weight_step(self, logits: Any, generator: Any, progress: float) -> Any:
+        self.told["weights"].append(progress)
+        return super().for_weight_step(logits, generator, progress)
+
+    def for_architecture_step(self, logits: Any, generator: Any, progress: float) -> Any:
+        self.told["logits"].append(progress)
+        return super().for_architecture_step(logits, generator, progress)
+
+    def penalty(self, logits: Any, progress: float) -> torch.Tensor:
+        self.told["penalty"].append(progress)
+        return self.slope * sum(vector[0] for vector in logits.values())
+
+
+def test_schedules_run_from_the_end_of_the_warm_up_to_the_last_step(
+    make_problem, make_strategy, make_run
+) -> None:
+    """Five steps of warm-up, then ten of the search."""
+    told = Recording()
+    make_strategy().search(make_problem(told), make_run())
+    rising = [step / 10 for step in range(10)]
+    assert told.told["weights"] == pytest.approx([0.0] * 5 + rising)
+    assert told.told["logits"] == told.told["penalty"] == pytest.approx(rising)
+
+
+def test_schedules_run_over_all_steps_without_logits(make_problem, make_strategy, make_run) -> None:
+    told = []
+
+    class Watching(OneShot):
+        def for_weight_step(self, logits: Any, generator: Any, progress: float) -> Any:
+            told.append(progress)
+            return super().for_weight_step(logits, generator, progress)
+
+    make_strategy().search(make_problem(Watching()), make_run())
+    assert told == pytest.approx([step / 15 for step in range(15)])
+
+
+def test_the_penalty_of_a_relaxation_is_part_of_the_loss(make_problem, make_strategy) -> None:
+    """A step of plain descent differs by the rate times the penalty's gradient."""
+
+    def moved(slope: float) -> dict[str, torch.Tensor]:
+        descent = {"opt": "momentum", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+        strategy, problem = make_strategy(arch_optimizer=descent), make_problem(Recording(slope))
+        state = start(strategy, problem)
+        strategy.architecture_step(state, 0.5)
+        return {name: vector.detach() for name, vector in state.parameters().items()}
+
+    plain, pushed = moved(0.0), moved(3.0)
+    for name, vector in pushed.items():
+        expected = torch.zeros(len(vector))
+        expected[0] = -0.1 * 3.0
+        torch.testing.assert_close(vector - plain[name], expected, atol=1e-6, rtol=0)
+
+
 def test_a_run_that_diverges_says_what_to_change(make_problem, make_strategy, make_run) -> None:
     optimizer = {"opt": "sgd", "lr": 1e30, "momentum": 0.9, "weight_decay": 0.0}
     strategy = make_strategy(weight_optimizer=optimizer, clip_grad=None)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from latency.model import macs_cost
+from latency.sites import trace
 from supernet.checkpoint import load_checkpoint
-from supernet.mixed_ops.base import PathWeights
+from supernet.mixed_ops.base import MixedOp, PathWeights
 from supernet.mixed_ops.binary_gate import BinaryGate
 from supernet.mixed_ops.sigmoid import Sigmoid
 from supernet.mixed_ops.softmax import Softmax
+from supernet.objective import TaskOnly
+from supernet.outcome import OnTarget, conclude
+from supernet.space import SearchSpace
+from supernet.spaces.darts import Darts
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.strategies.base import Run
 from supernet.strategies.curvature import curvature, largest_eigenvalue
@@ -61,6 +68,48 @@ def test_parameter_free_candidates_of_a_cell() -> None:
     expected = {(choice.name, option) for choice in space.choices for option in free}
     assert parameter_free(space.build_supernet(10)) == expected
     assert space.none_options == {"none"} and space.none_options < space.skip_options
+
+
+DARTS = {"in_chans": 1, "img_size": 8, "width": 2, "num_cells": 3}
+CELLS = {"in_chans": 1, "img_size": 8, "widths": (4,), "num_cells": 1}
+NONE, SKIP, CONV = "none", "skip_connect", "nor_conv_3x3"
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "skips", "nones", "rule"),
+    [
+        (Darts(**DARTS), [SKIP] * 28, 1.0, 0.0, "skip"),
+        (Darts(**DARTS), [SKIP] * 14 + ["sep_conv_3x3"] * 14, 0.5, 0.0, None),
+        (NasBench201(**CELLS), [SKIP] * 6, 1.0, 0.0, "skip"),
+        (NasBench201(**CELLS), [NONE] * 2 + [SKIP] * 4, 1.0, 1 / 3, "skip"),
+        (NasBench201(**CELLS), [CONV] * 2 + [NONE, CONV] * 2, 1 / 3, 1 / 3, None),
+        (NasBench201(**CELLS), [NONE] * 3 + [CONV] + [NONE] * 2, 5 / 6, 5 / 6, "skip"),
+        (NasBench201(**CELLS), [NONE, CONV] * 2 + [NONE] * 2, 2 / 3, 2 / 3, "none"),
+    ],
+)  # fmt: skip
+def test_shares_are_of_the_choices_that_are_there(
+    space: SearchSpace, options: list[str], skips: float, nones: float, rule: str | None,
+    make_problem, make_run,
+) -> None:  # fmt: skip
+    """A cell of `darts` leaves 12 of 28 edges out, whatever is found; a `none` of NAS-Bench-201 is
+    a choice like the others. At the default bounds, 0.75 and 0.5."""
+    problem, run = make_problem(Softmax()), make_run()
+    sites = trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
+    cost, objective = macs_cost(space.choices, sites), TaskOnly(cost="macs")
+    supernet = space.build_supernet(10, problem.relaxation.build)
+    problem = replace(problem, space=space, supernet=supernet, cost=cost, objective=objective)
+    state = make_state(problem)
+    with torch.no_grad():
+        for choice, option in zip(space.choices, options, strict=True):
+            state.parameters()[choice.name].zero_()[choice.index(option)] = 5.0
+    state.weight_meter.sums += 1.0
+    record = EpochLog(state, run, 1).end_epoch(0, searching=False)
+    for prefix in ("", "derived_"):
+        assert record[f"{prefix}skip_share"] == pytest.approx(skips)
+        assert record[f"{prefix}none_share"] == pytest.approx(nones)
+    Monitor().judge(state, run, record)
+    broken = [line["rule"] for line in read_journal(run.folder / "metrics.jsonl")[1:]]
+    assert broken == ([] if rule is None else [rule])
 
 
 # ---- the curvature
@@ -232,8 +281,25 @@ def test_rollback_answers_with_the_last_good_epoch(
     states = [load_checkpoint(r.checkpoint)["search"] for r in (run, alone)]
     for part in ("supernet", "logits"):
         assert all(torch.equal(v, states[1][part][k]) for k, v in states[0][part].items())
+    momenta = [state["weight_optimizer"]["state"] for state in states]
+    assert len(momenta[0]) == len(list(problem.supernet.parameters()))
+    for key, moment in momenta[0].items():
+        assert torch.equal(moment["momentum_buffer"], momenta[1][key]["momentum_buffer"]), key
     for key, value in problem.supernet.state_dict().items():
         assert torch.equal(value, shorter.supernet.state_dict()[key]), key
+
+
+def test_the_result_expects_what_the_last_good_epoch_did(
+    make_problem, make_run, make_strategy
+) -> None:
+    run, told = make_run(), [(0.0, None), (0.5, None), (0.8, None)]
+    problem = make_problem(Softmax(), uppers={"params": 1600.0})
+    strategy, target = make_strategy(epochs=3, warmup_epochs=0), OnTarget(None, None, None)
+    lines, answer = watch(strategy, problem, run, Tale(told, action="rollback"))
+    expected = [line["limits"]["params"]["expected"] for line in lines[:3]]
+    assert lines[3]["good_epoch"] == 2 and expected[1] != expected[2]
+    result = conclude(problem, run, answer, target, bn_batches=1)
+    assert result["limits"]["params"]["expected"] == expected[1]
 
 
 def test_curvature_rule_against_its_formula(make_problem, make_run) -> None:
