@@ -13,7 +13,7 @@ from torch import Tensor
 from supernet.choice import Architecture
 from supernet.estimators.short_training import ShortTraining
 from supernet.recipe import Recipe
-from supernet.space import SearchSpace
+from supernet.space import SearchSpace, Way
 from supernet.strategies.base import Problem, Run
 
 log = logging.getLogger(__name__)
@@ -185,13 +185,25 @@ def _means(trainings: Sequence[Mapping[str, Any]], move: int) -> list[dict[str, 
 
 
 def one_change(space: SearchSpace, architecture: Architecture) -> Iterator[Architecture]:
-    """All valid architectures that differ in one choice."""
-    options = dict(architecture)
-    for choice in space.choices:
-        for option in space.allowed(choice):
-            changed = space.architecture({**options, choice.name: option})
-            if changed != architecture and space.is_valid(changed):
-                yield changed
+    """For every choice and each of its other options, the valid architectures that have it and
+    settle the fewest further choices of its group (`SearchSpace.ways`) in another way.
+
+    A choice that is a group of its own changes alone. In a cell of DARTS an edge that comes in
+    drops one of the two that its node has kept.
+    """
+    options, present = dict(architecture), set(architecture)
+    for group in space.ways():
+        wanted = {pair for way in group for pair in way} - present
+        by_changes = defaultdict[int, list[Way]](list)
+        for way in group:
+            by_changes[len(set(way) - present)].append(way)
+        for _, ways in sorted(by_changes.items()):
+            ways = [way for way in ways if not wanted.isdisjoint(way)]
+            for way in ways:
+                changed = space.architecture({**options, **dict(way)})
+                if space.is_valid(changed):
+                    wanted.difference_update(way)
+                    yield changed
 
 
 def _is_within(problem: Problem, architecture: Architecture) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from supernet.engine import Diverged
 from supernet.estimators.short_training import ShortTraining
 from supernet.mixed_ops.softmax import Softmax
 from supernet.recipe import Recipe
+from supernet.spaces.darts import OPERATIONS, Darts
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.strategies.base import Run
 from supernet.strategies.first_order import FirstOrder
@@ -177,6 +180,46 @@ def test_one_change_is_every_valid_neighbour() -> None:
     assert len(list(one_change(space, lone))) == 5 * 4 + 3
     space.exclude(["*=avg_pool_3x3"])
     assert len(list(one_change(space, cell))) == 18
+
+
+def fewest_changes(space: Darts, cell: Architecture, names: Sequence[str]) -> set[Architecture]:
+    """By trying every setting of the choices of these names."""
+    at = {pair: list[tuple[int, Architecture]]() for pair in product(names, OPERATIONS)}
+    for operations in product(OPERATIONS, repeat=len(names)):
+        options = dict(zip(names, operations, strict=True))
+        changed = space.architecture({**dict(cell), **options})
+        if space.is_valid(changed):
+            changes = sum(cell[name] != option for name, option in options.items())
+            for pair in options.items():
+                at[pair].append((changes, changed))
+    return {
+        changed
+        for (name, option), found in at.items() if option != cell[name]
+        for changes, changed in found if changes == min(found, key=lambda pair: pair[0])[0]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("at_most", [[], ["normal_*=skip_connect:2"]])
+def test_one_change_brings_edges_of_darts_in_for_one_that_is_kept(at_most: list[str]) -> None:
+    """A normal cell that may skip no more often, and whose second node has both its skips: there a
+    further skip takes the place of another one."""
+    space = Darts(in_chans=1, width=4, num_cells=3, img_size=8)
+    cell = space.sample(torch.Generator().manual_seed(4))
+    kept = {"normal_0_3": "skip_connect", "normal_1_3": "skip_connect", "normal_2_3": "none"}
+    others = {n: o.replace("skip_connect", "sep_conv_3x3") for n, o in cell if "normal" in n}
+    cell = space.architecture({**dict(cell), **others, **kept})
+    space.at_most(at_most)
+    around = list(one_change(space, cell))
+    assert len(set(around)) == len(around) and all(map(space.is_valid, around))
+    changes = [{n for n, o in cell if x[n] != o} for x in around]
+    for node in (2, 3):
+        names = [name for name in space.by_name if name in {f"normal_{s}_{node}" for s in range(5)}]
+        found = {x for x, at in zip(around, changes, strict=True) if at <= set(names)}
+        assert found == fewest_changes(space, cell, names)
+    if not at_most:  # 6 other operations of 16 edges; 7 of the 6 left out of a cell, for 1 of 2
+        assert sorted(map(len, changes)) == [1] * 16 * 6 + [2] * 2 * 6 * 7 * 2
+    rewired = [x for x, at in zip(around, changes, strict=True) if len(at) == 2]
+    assert {n for x in rewired for n, o in x if o != "none"} == set(space.by_name)
 
 
 def test_one_that_diverges_does_not_lead(
