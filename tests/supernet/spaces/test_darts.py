@@ -16,6 +16,7 @@ from latency.model import AdditiveCost
 from supernet.choice import Architecture
 from supernet.derive import derive, reachable
 from supernet.mixed_ops.softmax import Softmax
+from supernet.network import WithAuxiliary
 from supernet.ops.darts import AuxiliaryHead
 from supernet.sampling import RangeSampler
 from supernet.space import SearchSpace
@@ -342,6 +343,15 @@ def test_the_auxiliary_head_reads_the_second_reduction() -> None:
     assert sum(p.numel() for p in head.parameters()) == 3_825_768 - 3_349_342
     for side in (2, 4, 7, 16):
         assert AuxiliaryHead(8, side, 5).eval()(torch.randn(2, 8, side, side)).shape == (2, 5)
+    for img_size, fits in ((5, True), (4, False)):
+        space = Darts(width=4, num_cells=3, img_size=img_size)
+        network = space.build_network(space.from_string(DARTS_V2), 10)
+        if fits:
+            images = torch.randn(2, 3, img_size, img_size)
+            assert [y.shape for y in WithAuxiliary(network)(images)] == [(2, 10)] * 2
+        else:
+            with pytest.raises(ValueError, match="side 2 or more, not of 1: set recipe.aux_weight"):
+                WithAuxiliary(network)
 
 
 @pytest.mark.parametrize(
