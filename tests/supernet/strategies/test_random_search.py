@@ -11,10 +11,12 @@ from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.engine import Diverged
 from supernet.estimators.short_training import ShortTraining
+from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.softmax import Softmax
 from supernet.recipe import Recipe
 from supernet.strategies.base import Run
 from supernet.strategies.random_search import RandomSearch
+from supernet.strategies.ranking import Ranking
 from supernet.tracking import read_journal
 
 
@@ -48,6 +50,16 @@ def test_the_best_of_the_trained_is_the_answer_and_was_judged(
     assert [r["step"] for r in records] == [3, 6, 9, 12, 15, 18]
     again = make_search().answer(problem, load_checkpoint(run.checkpoint)["search"])
     assert again.best(budget) == best
+
+
+def test_it_draws_others_than_the_ranking_of_a_supernet(
+    make_search, make_problem, make_run, make_judge
+) -> None:
+    """Of one seed, in the order of their draws."""
+    problem, judge = make_problem(OneShot(), share=1.0), make_judge(accuracy=quality)
+    make_search(num_samples=6).search(problem, make_run())
+    ranked = Ranking(num_candidates=6, bn_batches=1, batch_size=10)._sample(problem)
+    assert len(judge.architectures) == 6 and judge.architectures != ranked
 
 
 def test_it_is_uniform_over_what_is_within_the_budget(
