@@ -17,7 +17,7 @@ from supernet.choice import Architecture
 from supernet.derive import derive, reachable
 from supernet.mixed_ops.softmax import Softmax
 from supernet.network import WithAuxiliary
-from supernet.ops.darts import AuxiliaryHead
+from supernet.ops.darts import AuxiliaryHead, SeparableConv
 from supernet.sampling import RangeSampler
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
@@ -330,6 +330,13 @@ def test_pools_have_no_norm_where_none_is_wanted() -> None:
         searched = space.build_supernet(10)
         cells = [m for b in searched.blocks for m in b.modules()]
         assert not any(getattr(m, "affine", False) for m in cells)
+
+
+def test_the_first_of_two_separable_convolutions_has_the_stride() -> None:
+    """As in the official code, where `sep_conv` reduces before it convolves again."""
+    operation = SeparableConv(4, 5, stride=2, affine=True)
+    assert operation.first.depthwise.stride == (2, 2)
+    assert operation.second.depthwise.stride == (1, 1)
 
 
 def test_the_auxiliary_head_reads_the_second_reduction() -> None:
