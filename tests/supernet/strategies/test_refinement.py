@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.data import Loader
+from supernet.data.sources import MemorySource, Request
 from supernet.engine import Diverged
 from supernet.estimators.short_training import ShortTraining
 from supernet.mixed_ops.softmax import Softmax
@@ -311,14 +313,25 @@ def test_networks_are_trained_in_other_settings(
         ShortTraining(problem, recipe, 10, {"cells": 3}).judge(cell, 2)
 
 
-def test_a_short_training_sees_the_weight_half_and_is_judged_on_the_other(
-    make_problem: Any, recipe: Recipe
+def test_a_short_training_sees_the_weight_half_augmented_and_is_judged_on_the_other(
+    make_problem: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = make_problem(Softmax())
     weight_half, arch_half = problem.data.search_splits(problem.seed)
     judge = ShortTraining(problem, recipe, num_images=10**6)
     assert sum(len(labels) for _, labels in judge.judges) == len(arch_half)
-    assert judge.train_half.indices.tolist() == weight_half.indices.tolist()
     shown = torch.cat([images for images, _ in judge.judges])
     plain = torch.cat([x for x, _ in Loader(arch_half, batch_size=10, seed=0, train=False)])
     assert torch.equal(shown.sum((1, 2, 3)).sort().values, plain.sum((1, 2, 3)).sort().values)
+
+    requests, batch = list[Request](), MemorySource.batch
+
+    def noted(self: MemorySource, request: Request, device: torch.device) -> Any:
+        requests.append(request)
+        return batch(self, request, device)
+
+    monkeypatch.setattr(MemorySource, "batch", noted)
+    judge.judge(problem.space.sample(torch.Generator().manual_seed(1)), len(weight_half) // 10)
+    seen = np.concatenate([request.indices for request in requests])
+    assert sorted(seen) == weight_half.indices.tolist()
+    assert all(request.augment for request in requests)
