@@ -154,21 +154,26 @@ def test_it_ends_where_nothing_gains_or_all_moves_are_made(
     assert answer(state, refinement) == architecture(state, *lead)
 
 
+@pytest.mark.parametrize("share,uppers", [(0.99, {}), (1.0, {"params": 1900.0})])
 def test_neighbours_are_within_budget_and_limits(
-    make_problem: Any, make_run: Any, make_judge: Any, make_refinement: Any
-) -> None:
+    share: float, uppers: dict[str, float],
+    make_problem: Any, make_run: Any, make_judge: Any, make_refinement: Any,
+) -> None:  # fmt: skip
     sgd, adam = {"opt": "sgd", "lr": 0.1}, {"opt": "adam", "lr": 0.1}
-    problem = make_problem(Softmax(), share=0.99)
+    problem = make_problem(Softmax(), share=share, uppers=uppers)
     state = SearchState(problem, 10, sgd, adam, 0.0, torch.contiguous_format)
     judge = make_judge(lambda found, _: -problem.cost.of(found))
     start = problem.derive(problem.relaxation.scores(state.parameters()))
     refine(make_refinement(margin=0.0), state, make_run(), start)
-    costs = [problem.cost.of(found) for found, _ in judge.asked]
-    assert len(costs) > 1 and max(costs) <= problem.objective.budget
-    everything = [
-        problem.cost.of(x) for found, _ in judge.asked for x in one_change(problem.space, found)
-    ]
-    assert max(everything) > problem.objective.budget
+
+    def within(found: Architecture) -> bool:
+        return problem.cost.of(found) <= problem.objective.budget and all(
+            limit.cost.of(found) <= limit.upper for limit in problem.limits
+        )
+
+    tried = judge.architectures
+    assert len(tried) > 1 and all(map(within, tried))
+    assert not all(within(x) for found in tried for x in one_change(problem.space, found))
 
 
 def test_one_change_is_every_valid_neighbour() -> None:
