@@ -26,6 +26,7 @@ from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.tracking import NoTracker, Tracker
 from supernet_scripts.common import (
+    check_benchmark,
     command,
     hide_other_ranks,
     make_objective,
@@ -77,8 +78,7 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
         raise ValueError(
             f"search_baseline={cfg.search_baseline!r} is unknown; valid: none, random"
         )
-    if cfg.benchmark.table is not None and not Path(cfg.benchmark.table).is_file():
-        raise ValueError(f"benchmark.table={cfg.benchmark.table!r} is not a file")
+    check_benchmark(cfg, space)
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
     measured = _measure(cfg, accelerator, run, data, space)
     cost = measured.cost(space, objective.cost)
