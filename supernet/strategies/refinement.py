@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from supernet.choice import Architecture
-from supernet.estimators.short_training import ShortTraining
+from supernet.estimators.short_training import ShortTraining, check_precision
 from supernet.recipe import Recipe
 from supernet.space import SearchSpace, Way
 from supernet.strategies.base import Problem, Run
@@ -71,6 +71,20 @@ class Refinement:
         self.steps, self.num_finalists, self.final_steps = steps, num_finalists, final_steps
         self.repeats, self.margin = repeats, margin
         self.recipe, self.num_images, self.settings = recipe, num_images, dict(settings or {})
+
+    def check(self, problem: Problem) -> None:
+        """Refuse what would be found only after the search, or not at all.
+
+        Raises:
+            ValueError: says what to set.
+        """
+        check_precision(self.recipe, problem.accelerator)
+        if not problem.relaxation.has_logits:
+            raise ValueError(
+                "strategy.refinement starts from what the logits derive, and "
+                f"{type(problem.relaxation).__name__} has none: its ranking would be the answer; "
+                "set strategy.refinement=null, or use strategy=local_search"
+            )
 
     def refine(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -15,8 +16,9 @@ from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.data import Loader
 from supernet.data.sources import MemorySource, Request
-from supernet.engine import Diverged
+from supernet.engine import Diverged, make_accelerator
 from supernet.estimators.short_training import ShortTraining
+from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.softmax import Softmax
 from supernet.recipe import Recipe
 from supernet.spaces.darts import OPERATIONS, Darts
@@ -277,6 +279,23 @@ def test_bad_numbers_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_refinement(**changes)
+
+
+def test_what_would_be_ignored_is_refused_before_the_search(
+    make_problem: Any, make_strategy: Any, make_run: Any, make_refinement: Any, recipe: Recipe
+) -> None:
+    strategy = make_strategy(refinement=make_refinement())
+    with pytest.raises(ValueError, match="OneShot has none: .* set strategy.refinement=null"):
+        strategy.search(make_problem(OneShot()), make_run("logits"))
+    problem, half = make_problem(Softmax()), replace(recipe, mixed_precision="bf16")
+    strategy = make_strategy(refinement=make_refinement(recipe=half))
+    with pytest.raises(ValueError, match="the search's precision, 'no' here; set precision=bf16"):
+        strategy.search(problem, make_run("precision"))
+    assert not any(make_run(name).checkpoint.exists() for name in ("logits", "precision"))
+    with pytest.raises(ValueError, match="mixed_precision='bf16' in the recipe"):
+        ShortTraining(problem, half, num_images=10)
+    ShortTraining(replace(problem, accelerator=make_accelerator("bf16", "cpu")), half, 10)
+    ShortTraining(replace(problem, accelerator=make_accelerator("bf16", "cpu")), recipe, 10)
 
 
 # ---- the short training itself
