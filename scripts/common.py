@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latency.backends.torch_cpu import keep_freed_memory
 from latency.samples import Elsewhere
+from supernet.benchmark import Benchmark
 from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.derive import check_space
@@ -30,7 +31,7 @@ from supernet.network import Network
 from supernet.objective import Objective
 from supernet.space import SearchSpace
 
-UNSAVED = ("resume", "run_dir", "hydra")  # may differ when a run is resumed
+UNSAVED = ("resume", "run_dir", "hydra", "benchmark")  # may differ when a run is resumed
 
 
 def hide_other_ranks() -> None:
@@ -78,7 +79,7 @@ def open_run(cfg: DictConfig, accelerator: Accelerator) -> Path:
 
 def _check_folder(cfg: DictConfig, folder: Path) -> None:
     path = folder / "config.yaml"
-    config = OmegaConf.create({k: v for k, v in plain(cfg).items() if k not in UNSAVED})
+    config = _saved(cfg)
     if not _has_begun(folder):
         overrides = HydraConfig.get().overrides
         named = any("run_dir" in o or ".dir=" in o for o in [*overrides.task, *overrides.hydra])
@@ -92,12 +93,16 @@ def _check_folder(cfg: DictConfig, folder: Path) -> None:
         raise ValueError(
             f"{folder} holds a run already: continue it with resume=true, or choose another run_dir"
         )
-    saved, ours = flat(OmegaConf.load(path)), flat(config)
+    saved, ours = flat(_saved(run_config(folder))), flat(config)
     if differ := sorted(k for k in {*saved, *ours} if saved.get(k) != ours.get(k)):
         raise ValueError(
             "a run is resumed with the configuration that it was started with; different: "
             + ", ".join(f"{k}={ours.get(k)} (was {saved.get(k)})" for k in differ)
         )
+
+
+def _saved(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.create({k: v for k, v in plain(cfg).items() if k not in UNSAVED})
 
 
 def _has_begun(folder: Path) -> bool:
@@ -144,6 +149,16 @@ def restrict(space: SearchSpace, cfg: DictConfig) -> None:
     space.exclude(list(cfg.get("exclude", [])))
     space.at_most(list(cfg.get("at_most", [])))
     check_space(space)
+
+
+def check_benchmark(cfg: DictConfig, space: SearchSpace) -> None:
+    """Refuse a benchmark that could not judge the space's architectures, where one is given.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    if cfg.benchmark.table is not None:
+        Benchmark.check(cfg.benchmark.table, cfg.benchmark.column, space)
 
 
 def make_objective(cfg: DictConfig) -> Objective:

@@ -30,6 +30,7 @@ from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Strategy
 from supernet.weights_file import load_network
 from supernet_scripts.common import (
+    check_benchmark,
     command,
     inherited_network,
     make_objective,
@@ -179,8 +180,6 @@ def bracket_budgets(arguments: list[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="derive")
 @command
 def _main(cfg: DictConfig) -> None:
-    if cfg.benchmark.table is not None and not Path(cfg.benchmark.table).is_file():
-        raise ValueError(f"benchmark.table={cfg.benchmark.table!r} is not a file")
     run = Path(cfg.run)
     run_cfg = run_config(run)
     set_up_cpu(run_cfg)
@@ -188,6 +187,7 @@ def _main(cfg: DictConfig) -> None:
     data: Data = instantiate(run_cfg.data)
     space = make_space(run_cfg, data)
     restrict(space, cfg)
+    check_benchmark(cfg, space)
     state = load_checkpoint(run / "checkpoint" / "search.safetensors")["search"]
     budgets: list[float | None] = [*wanted_budgets(cfg)]
     if cfg.exclude or cfg.at_most:

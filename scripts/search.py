@@ -19,6 +19,7 @@ from supernet.benchmark import Benchmark
 from supernet.data import Data
 from supernet.derive import check_limits, reachable
 from supernet.engine import Diverged, make_accelerator
+from supernet.estimators.short_training import check_precision
 from supernet.files import read_json, write_json
 from supernet.outcome import RANDOM_SEARCH, OnTarget, conclude, summary
 from supernet.report import write_report
@@ -26,6 +27,7 @@ from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.tracking import NoTracker, Tracker
 from supernet_scripts.common import (
+    check_benchmark,
     command,
     hide_other_ranks,
     make_objective,
@@ -77,8 +79,9 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
         raise ValueError(
             f"search_baseline={cfg.search_baseline!r} is unknown; valid: none, random"
         )
-    if cfg.benchmark.table is not None and not Path(cfg.benchmark.table).is_file():
-        raise ValueError(f"benchmark.table={cfg.benchmark.table!r} is not a file")
+    if cfg.search_baseline == "random":  # known before the search, not after it
+        check_precision(instantiate(cfg.random_search.recipe, _convert_="all"), accelerator)
+    check_benchmark(cfg, space)
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
     measured = _measure(cfg, accelerator, run, data, space)
     cost = measured.cost(space, objective.cost)

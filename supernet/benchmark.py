@@ -15,6 +15,7 @@ from typing import Any
 
 from latency.model import AdditiveCost
 from supernet.choice import Architecture
+from supernet.derive import check_space
 from supernet.space import SearchSpace
 
 
@@ -42,23 +43,9 @@ class Benchmark:
         Raises:
             ValueError: not such a file.
         """
-        if not Path(path).is_file():
-            raise ValueError(f"benchmark.table={os.fspath(path)!r} is not a file")
+        chosen, accuracies = _column(path, column), {}
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            names = [name for name in reader.fieldnames or () if name != "architecture"]
-            if len(names) == len(reader.fieldnames or ()):
-                raise ValueError(f"{path} has no column 'architecture'")
-            if column is None and len(names) != 1:
-                raise ValueError(
-                    f"{path} has the columns {', '.join(names)}; name one by benchmark.column"
-                )
-            chosen = names[0] if column is None else column
-            if chosen not in names:
-                raise ValueError(
-                    f"{path} has no column {chosen!r}; valid: {', '.join(names) or 'none'}"
-                )
-            accuracies = {}
             for row in reader:
                 try:
                     accuracies[row["architecture"]] = float(row[chosen])
@@ -69,6 +56,17 @@ class Benchmark:
         if not accuracies:
             raise ValueError(f"{path} holds no architecture")
         return cls(chosen, accuracies, os.fspath(path))
+
+    @staticmethod
+    def check(path: str | os.PathLike[str], column: str | None, space: SearchSpace) -> None:
+        """Make sure before a search that its answer can be looked up. Of the table, the header
+        alone is read.
+
+        Raises:
+            ValueError: not such a file, or the space has no notation.
+        """
+        _column(path, column)
+        space.to_string(check_space(space))
 
     def judge(self, space: SearchSpace, architecture: Architecture) -> dict[str, Any]:
         """Accuracy and rank of an architecture, as JSON values.
@@ -108,6 +106,23 @@ class Benchmark:
             if not front or point[1] > front[-1][1]:
                 front.append(point)
         return front
+
+
+def _column(path: str | os.PathLike[str], column: str | None) -> str:
+    """The column of the accuracies, from the header."""
+    if not Path(path).is_file():
+        raise ValueError(f"benchmark.table={os.fspath(path)!r} is not a file")
+    with open(path, encoding="utf-8", newline="") as file:
+        header = csv.DictReader(file).fieldnames or ()
+    names = [name for name in header if name != "architecture"]
+    if len(names) == len(header):
+        raise ValueError(f"{path} has no column 'architecture'")
+    if column is None and len(names) != 1:
+        raise ValueError(f"{path} has the columns {', '.join(names)}; name one by benchmark.column")
+    chosen = names[0] if column is None else column
+    if chosen not in names:
+        raise ValueError(f"{path} has no column {chosen!r}; valid: {', '.join(names) or 'none'}")
+    return chosen
 
 
 def best_within(front: Sequence[tuple[float, float]], budget: float) -> float:

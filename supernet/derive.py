@@ -84,13 +84,16 @@ def check_limits(
     derive(space, _nothing(space), cost, budget, limits)
 
 
-def check_space(space: SearchSpace) -> None:
+def check_space(space: SearchSpace) -> Architecture:
     """Make sure that the space has a valid architecture: sampling would never find one.
+
+    Returns:
+        One.
 
     Raises:
         Infeasible: there is none.
     """
-    derive(space, _nothing(space))
+    return derive(space, _nothing(space))
 
 
 def is_feasible(space: SearchSpace, bounds: Sequence[Limit]) -> bool:

@@ -59,6 +59,14 @@ def average_buffers(module: nn.Module, accelerator: Accelerator) -> None:
                 buffer.copy_(accelerator.reduce(buffer.clone(), reduction="mean"))
 
 
+def holds_everywhere(holds: bool, accelerator: Accelerator) -> bool:
+    """Whether it holds in every process: what only some do, the others would wait for."""
+    if accelerator.num_processes == 1:
+        return holds
+    broken = torch.tensor(float(not holds), device=accelerator.device)
+    return not accelerator.reduce(broken, reduction="sum").item()
+
+
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Within the block, no parameter of `module` asks for a gradient."""

@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from supernet.engine import Diverged, Meter, average_buffers
+from supernet.engine import Diverged, Meter, average_buffers, holds_everywhere
 from supernet.mixed_ops.base import Searchable
 from supernet.network import Network, WithAuxiliary
 from supernet.recipe import BatchAugmentation, Recipe, seeded
@@ -86,7 +86,8 @@ class Learner:
             labels: (N,).
 
         Raises:
-            Diverged: the loss is not finite; the weights are as before the step.
+            Diverged: the loss is not finite in one of the processes, and then in all of them; the
+                weights are as before the step.
         """
         for cell in self._cells:
             cell.drop_path_rate = self.drop_path_rate
@@ -100,9 +101,11 @@ class Learner:
             outputs, others = outputs
             extra = self.recipe.aux_weight * cross_entropy(others.float(), targets)
         loss = cross_entropy(outputs.float(), targets) + extra
-        if not math.isfinite(loss.item()):
+        finite = math.isfinite(value := loss.item())
+        if not holds_everywhere(finite, self.accelerator):
+            found = "not finite in another process" if finite else value
             raise Diverged(
-                f"the training loss is {loss.item()} at step {self.step + 1}; "
+                f"the training loss is {found} at step {self.step + 1}; "
                 "lower recipe.optimizer.lr or set recipe.clip_grad"
             )
         self.step += 1

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from supernet.mixed_ops.base import Searchable
 from supernet_scripts.benchmark_step import check, compare, table
 from supernet_scripts.step_forms import Stepper
 
@@ -100,6 +101,25 @@ def test_compares_round_by_round() -> None:
     assert rows["grouped"]["memory_share"] == 0.4
     line = table([{"setting": {"space": "s", "batch": 8}, "forms": rows}]).splitlines()[-1]
     assert line == "| s, batch 8 | grouped |  |  |  |  | 2.00 | 3.00 | 40 | 40% |  |"
+
+
+def test_what_tells_the_forms_apart() -> None:
+    """The plain one computes every candidate on its own, channels first. In both, each weight has
+    its momentum before a step is timed, also of what a sampled path has not run yet."""
+    cfg = configure("space=nasbench201", "mixed_op=binary_gate", *SPACES["nasbench201"])
+    data = instantiate(cfg.data)
+    for form, grouped in (("plain", False), ("grouped", True)):
+        stepper = Stepper(cfg, data, form)
+        network = stepper.state.problem.supernet
+        assert any(m.joint for m in network.modules() if isinstance(m, Searchable)) == grouped
+        kernels = [p for p in network.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+        last = [p.is_contiguous(memory_format=torch.channels_last) for p in kernels]
+        assert kernels and last == [grouped] * len(kernels)
+        images = torch.channels_last if grouped else torch.contiguous_format
+        assert stepper.strategy.memory_format == images
+        momenta = stepper.state.weight_optimizer.state_dict()["state"]
+        assert len(momenta) == len(list(network.parameters()))
+        assert all(m["momentum_buffer"] is not None for m in momenta.values())
 
 
 @pytest.mark.parametrize("mixed_op", ["softmax", "binary_gate"])

@@ -34,6 +34,15 @@ def test_ranks_end_bit_identical(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_all_ranks_know_of_a_loss_that_is_not_finite_in_one(tmp_path: Path) -> None:
+    launch(str(ROOT / "tests" / "workers" / "learner_rank.py"), str(tmp_path), cwd=tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert first["message"].startswith("the training loss is not finite in another process at step")
+    assert second["message"].startswith("the training loss is nan at step 2")
+    assert first["step"] == second["step"] == 1 and first["steps"] == second["steps"] == 2
+
+
+@pytest.mark.slow
 def test_the_command_writes_one_run_folder(tmp_path: Path) -> None:
     launch(
         str(ROOT / "scripts" / "search.py"),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import Accelerator
 
 from supernet.choice import Architecture
 from supernet.data import Loader, Split, Stream
@@ -35,6 +36,20 @@ class Trained(NamedTuple):
     loss: float
 
 
+def check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Refuse another precision than the search's, in which short trainings run.
+
+    Raises:
+        ValueError: the recipe asks for one.
+    """
+    if recipe.mixed_precision not in ("no", accelerator.mixed_precision):
+        raise ValueError(
+            f"mixed_precision={recipe.mixed_precision!r} in the recipe of short trainings: they "
+            f"run in the search's precision, {accelerator.mixed_precision!r} here; set precision="
+            f"{recipe.mixed_precision} for both, or leave it out of the recipe"
+        )
+
+
 class ShortTraining:
     """Judges architectures by training each from scratch on the weight half for some steps.
 
@@ -42,10 +57,14 @@ class ShortTraining:
     one. Several processes train one network together.
 
     Args:
-        recipe: how they are trained; its schedule spans the training, however short (`epochs` is
-            that of the schedule's own unit, 1 for a schedule of steps alone).
+        recipe: how they are trained, in the search's precision; its schedule spans the training,
+            however short (`epochs` is that of the schedule's own unit, 1 for a schedule of steps
+            alone).
         num_images: of the architecture half that judge, in each process; all where it is smaller.
         settings: of the space in which the trained networks differ from the search's.
+
+    Raises:
+        ValueError: the recipe asks for another precision.
     """
 
     def __init__(
@@ -55,6 +74,7 @@ class ShortTraining:
         num_images: int,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        check_precision(recipe, problem.accelerator)
         self.problem, self.recipe = problem, recipe
         self.settings = dict(settings or {})
         self.train_half, arch_half = problem.data.search_splits(problem.seed)

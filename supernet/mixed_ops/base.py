@@ -153,6 +153,7 @@ class Relaxation(ABC):
 
     Attributes:
         has_logits: whether there are logits to train.
+        competing: whether options share one probability mass, softmax(logits).
         mixes_all: whether every candidate runs in every step, with weights that are a function of
             the logits alone.
         inheritable: whether candidates are those of a derived network, which can inherit their
@@ -160,6 +161,7 @@ class Relaxation(ABC):
     """
 
     has_logits: ClassVar[bool] = True
+    competing: ClassVar[bool] = True
     mixes_all: ClassVar[bool] = False
     inheritable: ClassVar[bool] = True
 

@@ -19,6 +19,7 @@ class Sigmoid(Relaxation):
             -1/N sum_i (sigmoid(a_i) - 0.5)^2 (10 in the paper).
     """
 
+    competing = False
     mixes_all = True
 
     def __init__(self, zero_one: float = 10.0) -> None:

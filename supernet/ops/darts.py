@@ -185,9 +185,18 @@ def _shifted(x: Tensor) -> Tensor:
 
 
 class AuxiliaryHead(nn.Sequential):
-    """The second classifier of a retraining (the official code's, for features of side 7 or 8)."""
+    """The second classifier of a retraining (the official code's, for features of side 7 or 8).
+
+    Raises:
+        ValueError: its features are of side 1.
+    """
 
     def __init__(self, in_chs: int, side: int, num_classes: int) -> None:
+        if side < 2:
+            raise ValueError(
+                f"the auxiliary classifier needs features of side 2 or more, not of {side}: set "
+                "recipe.aux_weight=0, or take larger images (data.img_size=5 or more)"
+            )
         kernel = min(5, side - 1)
         super().__init__(
             nn.ReLU(),

@@ -83,6 +83,8 @@ class FirstOrder(Strategy):
             self.monitor.check(problem.relaxation)
         if self.selection is not None:
             self.selection.check(problem.relaxation)
+        if self.refinement is not None:
+            self.refinement.check(problem)
         state = SearchState(
             problem,
             self.batch_size,

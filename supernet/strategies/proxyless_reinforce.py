@@ -37,9 +37,15 @@ class ProxylessReinforce(FirstOrder):
         self.num_samples = num_samples
 
     def search(self, problem: Problem, run: Any) -> Any:
+        name = type(problem.relaxation).__name__
         if not problem.relaxation.has_logits:
-            name = type(problem.relaxation).__name__
             raise ValueError(f"strategy=proxyless_reinforce needs logits, and {name} has none")
+        if not problem.relaxation.competing:
+            raise ValueError(
+                "strategy=proxyless_reinforce samples paths by the softmax of the logits, which "
+                f"{name} does not have: its options do not compete; use another mixed op, such as "
+                "binary_gate"
+            )
         return super().search(problem, run)
 
     def sample(self, state: SearchState, logits: Mapping[str, Tensor], progress: float) -> Sample:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
@@ -17,6 +18,7 @@ from supernet.strategies.base import Problem, Run, Strategy
 
 log = logging.getLogger(__name__)
 
+PURPOSE = 1  # beside the seed: by the seed alone, `Ranking` draws from the same range
 MAX_DRAWS = 1000  # in a row that were all trained already: the range holds no others
 
 
@@ -100,7 +102,8 @@ class _Draws:
 
     def __init__(self, problem: Problem, ranked: list[dict[str, Any]]) -> None:
         self.sampler = problem.sampler()
-        self.generator = torch.Generator().manual_seed(problem.seed)
+        seed = int(np.random.SeedSequence((problem.seed, PURPOSE)).generate_state(1)[0])
+        self.generator = torch.Generator().manual_seed(seed)
         self.seen: set[Architecture] = set()
         for record in ranked:
             drawn = self.next()

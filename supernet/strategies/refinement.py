@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from supernet.choice import Architecture
-from supernet.estimators.short_training import ShortTraining
+from supernet.estimators.short_training import ShortTraining, check_precision
 from supernet.recipe import Recipe
-from supernet.space import SearchSpace
+from supernet.space import SearchSpace, Way
 from supernet.strategies.base import Problem, Run
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,20 @@ class Refinement:
         self.steps, self.num_finalists, self.final_steps = steps, num_finalists, final_steps
         self.repeats, self.margin = repeats, margin
         self.recipe, self.num_images, self.settings = recipe, num_images, dict(settings or {})
+
+    def check(self, problem: Problem) -> None:
+        """Refuse what would be found only after the search, or not at all.
+
+        Raises:
+            ValueError: says what to set.
+        """
+        check_precision(self.recipe, problem.accelerator)
+        if not problem.relaxation.has_logits:
+            raise ValueError(
+                "strategy.refinement starts from what the logits derive, and "
+                f"{type(problem.relaxation).__name__} has none: its ranking would be the answer; "
+                "set strategy.refinement=null, or use strategy=local_search"
+            )
 
     def refine(
         self,
@@ -194,13 +208,25 @@ def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def one_change(space: SearchSpace, architecture: Architecture) -> Iterator[Architecture]:
-    """All valid architectures that differ in one choice."""
-    options = dict(architecture)
-    for choice in space.choices:
-        for option in space.allowed(choice):
-            changed = space.architecture({**options, choice.name: option})
-            if changed != architecture and space.is_valid(changed):
-                yield changed
+    """For every choice and each of its other options, the valid architectures that have it and
+    settle the fewest further choices of its group (`SearchSpace.ways`) in another way.
+
+    A choice that is a group of its own changes alone. In a cell of DARTS an edge that comes in
+    drops one of the two that its node has kept.
+    """
+    options, present = dict(architecture), set(architecture)
+    for group in space.ways():
+        wanted = {pair for way in group for pair in way} - present
+        by_changes = defaultdict[int, list[Way]](list)
+        for way in group:
+            by_changes[len(set(way) - present)].append(way)
+        for _, ways in sorted(by_changes.items()):
+            ways = [way for way in ways if not wanted.isdisjoint(way)]
+            for way in ways:
+                changed = space.architecture({**options, **dict(way)})
+                if space.is_valid(changed):
+                    wanted.difference_update(way)
+                    yield changed
 
 
 def _is_within(problem: Problem, architecture: Architecture) -> bool:

@@ -82,6 +82,19 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
         Benchmark.load(write(tmp_path / "e.csv", "architecture,test\n"))
 
 
+def test_before_a_search_only_the_header_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "architecture,valid,test\nno cell,high,\n")
+    Benchmark.check(path, "test", SPACE)
+    with pytest.raises(ValueError, match="no column 'tset'; valid: valid, test"):
+        Benchmark.check(path, "tset", SPACE)
+    with pytest.raises(ValueError, match="columns valid, test; name one by benchmark.column"):
+        Benchmark.check(path, None, SPACE)
+    with pytest.raises(ValueError, match="is not a file"):
+        Benchmark.check(tmp_path / "none.csv", "test", SPACE)
+    with pytest.raises(ValueError, match="has no notation that a benchmark table could use"):
+        Benchmark.check(path, "test", MBConv(in_chans=1, img_size=32))
+
+
 def test_another_space_is_refused(tmp_path: Path) -> None:
     benchmark = Benchmark.load(table(tmp_path / "a.csv"))
     mbconv = MBConv(in_chans=1, img_size=32)

@@ -16,7 +16,8 @@ from latency.model import AdditiveCost
 from supernet.choice import Architecture
 from supernet.derive import derive, reachable
 from supernet.mixed_ops.softmax import Softmax
-from supernet.ops.darts import AuxiliaryHead
+from supernet.network import WithAuxiliary
+from supernet.ops.darts import AuxiliaryHead, SeparableConv
 from supernet.sampling import RangeSampler
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
@@ -331,6 +332,13 @@ def test_pools_have_no_norm_where_none_is_wanted() -> None:
         assert not any(getattr(m, "affine", False) for m in cells)
 
 
+def test_the_first_of_two_separable_convolutions_has_the_stride() -> None:
+    """As in the official code, where `sep_conv` reduces before it convolves again."""
+    operation = SeparableConv(4, 5, stride=2, affine=True)
+    assert operation.first.depthwise.stride == (2, 2)
+    assert operation.second.depthwise.stride == (1, 1)
+
+
 def test_the_auxiliary_head_reads_the_second_reduction() -> None:
     space = Darts(width=36, num_cells=20)
     network = space.build_network(space.from_string(DARTS_V2), 10)
@@ -342,6 +350,15 @@ def test_the_auxiliary_head_reads_the_second_reduction() -> None:
     assert sum(p.numel() for p in head.parameters()) == 3_825_768 - 3_349_342
     for side in (2, 4, 7, 16):
         assert AuxiliaryHead(8, side, 5).eval()(torch.randn(2, 8, side, side)).shape == (2, 5)
+    for img_size, fits in ((5, True), (4, False)):
+        space = Darts(width=4, num_cells=3, img_size=img_size)
+        network = space.build_network(space.from_string(DARTS_V2), 10)
+        if fits:
+            images = torch.randn(2, 3, img_size, img_size)
+            assert [y.shape for y in WithAuxiliary(network)(images)] == [(2, 10)] * 2
+        else:
+            with pytest.raises(ValueError, match="side 2 or more, not of 1: set recipe.aux_weight"):
+                WithAuxiliary(network)
 
 
 @pytest.mark.parametrize(

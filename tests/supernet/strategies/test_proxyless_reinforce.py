@@ -10,6 +10,7 @@ from torch import Tensor
 
 from supernet.mixed_ops.binary_gate import BinaryGate
 from supernet.mixed_ops.one_shot import OneShot
+from supernet.mixed_ops.sigmoid import Sigmoid
 from supernet.strategies.proxyless_reinforce import ProxylessReinforce
 from supernet.strategies.state import SearchState
 
@@ -86,3 +87,5 @@ def test_what_cannot_work_is_refused(
         make_strategy(ProxylessReinforce, num_samples=1)
     with pytest.raises(ValueError, match="needs logits, and OneShot has none"):
         make_strategy(ProxylessReinforce).search(make_problem(OneShot()), make_run())
+    with pytest.raises(ValueError, match="Sigmoid does not have: its options do not compete"):
+        make_strategy(ProxylessReinforce).search(make_problem(Sigmoid()), make_run())

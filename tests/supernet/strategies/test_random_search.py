@@ -11,10 +11,12 @@ from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.engine import Diverged
 from supernet.estimators.short_training import ShortTraining
+from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.softmax import Softmax
 from supernet.recipe import Recipe
 from supernet.strategies.base import Run
 from supernet.strategies.random_search import RandomSearch
+from supernet.strategies.ranking import Ranking
 from supernet.tracking import read_journal
 
 
@@ -50,15 +52,28 @@ def test_the_best_of_the_trained_is_the_answer_and_was_judged(
     assert again.best(budget) == best
 
 
-def test_it_is_uniform_over_what_is_within_the_budget(
+def test_it_draws_others_than_the_ranking_of_a_supernet(
     make_search, make_problem, make_run, make_judge
 ) -> None:
+    """Of one seed, in the order of their draws."""
+    problem, judge = make_problem(OneShot(), share=1.0), make_judge(accuracy=quality)
+    make_search(num_samples=6).search(problem, make_run())
+    ranked = Ranking(num_candidates=6, bn_batches=1, batch_size=10)._sample(problem)
+    assert len(judge.architectures) == 6 and judge.architectures != ranked
+
+
+@pytest.mark.parametrize(("share", "uppers"), [(0.9, {}), (1.0, {"params": 1900.0})])
+def test_it_is_uniform_over_what_is_within_budget_and_limits(
+    share: float, uppers: dict[str, float], make_search, make_problem, make_run, make_judge
+) -> None:
     """Asked for more than there is, it trains all of it once."""
-    problem, judge = make_problem(Softmax(), share=0.9), make_judge(accuracy=quality)
+    problem = make_problem(Softmax(), share=share, uppers=uppers)
+    judge = make_judge(accuracy=quality)
     make_search(num_samples=10**6).search(problem, make_run())
     space, generator = problem.space, torch.Generator().manual_seed(5)
     within = {space.sample(generator) for _ in range(2000)}
     within = {a for a in within if problem.cost.of(a) <= problem.objective.budget}
+    within = {a for a in within if all(limit.holds(a) for limit in problem.limits)}
     assert 1 < len(within) < space.size
     assert len(judge.asked) == len(within) and set(judge.architectures) == within
 

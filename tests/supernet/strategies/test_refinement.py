@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.data import Loader
-from supernet.engine import Diverged
+from supernet.data.sources import MemorySource, Request
+from supernet.engine import Diverged, make_accelerator
 from supernet.estimators.short_training import ShortTraining
+from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.softmax import Softmax
 from supernet.recipe import Recipe
+from supernet.spaces.darts import OPERATIONS, Darts
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.strategies.base import Run
 from supernet.strategies.first_order import FirstOrder
@@ -163,21 +170,26 @@ def test_it_ends_where_nothing_gains_or_all_moves_are_made(
     assert answer(state, refinement) == architecture(state, *lead)
 
 
+@pytest.mark.parametrize("share,uppers", [(0.99, {}), (1.0, {"params": 1900.0})])
 def test_neighbours_are_within_budget_and_limits(
-    make_problem: Any, make_run: Any, make_judge: Any, make_refinement: Any
-) -> None:
+    share: float, uppers: dict[str, float],
+    make_problem: Any, make_run: Any, make_judge: Any, make_refinement: Any,
+) -> None:  # fmt: skip
     sgd, adam = {"opt": "sgd", "lr": 0.1}, {"opt": "adam", "lr": 0.1}
-    problem = make_problem(Softmax(), share=0.99)
+    problem = make_problem(Softmax(), share=share, uppers=uppers)
     state = SearchState(problem, 10, sgd, adam, 0.0, torch.contiguous_format)
     judge = make_judge(lambda found, _: -problem.cost.of(found))
     start = problem.derive(problem.relaxation.scores(state.parameters()))
     refine(make_refinement(margin=0.0), state, make_run(), start)
-    costs = [problem.cost.of(found) for found, _ in judge.asked]
-    assert len(costs) > 1 and max(costs) <= problem.objective.budget
-    everything = [
-        problem.cost.of(x) for found, _ in judge.asked for x in one_change(problem.space, found)
-    ]
-    assert max(everything) > problem.objective.budget
+
+    def within(found: Architecture) -> bool:
+        return problem.cost.of(found) <= problem.objective.budget and all(
+            limit.cost.of(found) <= limit.upper for limit in problem.limits
+        )
+
+    tried = judge.architectures
+    assert len(tried) > 1 and all(map(within, tried))
+    assert not all(within(x) for found in tried for x in one_change(problem.space, found))
 
 
 def test_one_change_is_every_valid_neighbour() -> None:
@@ -191,6 +203,46 @@ def test_one_change_is_every_valid_neighbour() -> None:
     assert len(list(one_change(space, lone))) == 5 * 4 + 3
     space.exclude(["*=avg_pool_3x3"])
     assert len(list(one_change(space, cell))) == 18
+
+
+def fewest_changes(space: Darts, cell: Architecture, names: Sequence[str]) -> set[Architecture]:
+    """By trying every setting of the choices of these names."""
+    at = {pair: list[tuple[int, Architecture]]() for pair in product(names, OPERATIONS)}
+    for operations in product(OPERATIONS, repeat=len(names)):
+        options = dict(zip(names, operations, strict=True))
+        changed = space.architecture({**dict(cell), **options})
+        if space.is_valid(changed):
+            changes = sum(cell[name] != option for name, option in options.items())
+            for pair in options.items():
+                at[pair].append((changes, changed))
+    return {
+        changed
+        for (name, option), found in at.items() if option != cell[name]
+        for changes, changed in found if changes == min(found, key=lambda pair: pair[0])[0]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("at_most", [[], ["normal_*=skip_connect:2"]])
+def test_one_change_brings_edges_of_darts_in_for_one_that_is_kept(at_most: list[str]) -> None:
+    """A normal cell that may skip no more often, and whose second node has both its skips: there a
+    further skip takes the place of another one."""
+    space = Darts(in_chans=1, width=4, num_cells=3, img_size=8)
+    cell = space.sample(torch.Generator().manual_seed(4))
+    kept = {"normal_0_3": "skip_connect", "normal_1_3": "skip_connect", "normal_2_3": "none"}
+    others = {n: o.replace("skip_connect", "sep_conv_3x3") for n, o in cell if "normal" in n}
+    cell = space.architecture({**dict(cell), **others, **kept})
+    space.at_most(at_most)
+    around = list(one_change(space, cell))
+    assert len(set(around)) == len(around) and all(map(space.is_valid, around))
+    changes = [{n for n, o in cell if x[n] != o} for x in around]
+    for node in (2, 3):
+        names = [name for name in space.by_name if name in {f"normal_{s}_{node}" for s in range(5)}]
+        found = {x for x, at in zip(around, changes, strict=True) if at <= set(names)}
+        assert found == fewest_changes(space, cell, names)
+    if not at_most:  # 6 other operations of 16 edges; 7 of the 6 left out of a cell, for 1 of 2
+        assert sorted(map(len, changes)) == [1] * 16 * 6 + [2] * 2 * 6 * 7 * 2
+    rewired = [x for x, at in zip(around, changes, strict=True) if len(at) == 2]
+    assert {n for x in rewired for n, o in x if o != "none"} == set(space.by_name)
 
 
 def test_one_that_diverges_does_not_lead(
@@ -243,6 +295,23 @@ def test_bad_numbers_are_refused(
         make_refinement(**changes)
 
 
+def test_what_would_be_ignored_is_refused_before_the_search(
+    make_problem: Any, make_strategy: Any, make_run: Any, make_refinement: Any, recipe: Recipe
+) -> None:
+    strategy = make_strategy(refinement=make_refinement())
+    with pytest.raises(ValueError, match="OneShot has none: .* set strategy.refinement=null"):
+        strategy.search(make_problem(OneShot()), make_run("logits"))
+    problem, half = make_problem(Softmax()), replace(recipe, mixed_precision="bf16")
+    strategy = make_strategy(refinement=make_refinement(recipe=half))
+    with pytest.raises(ValueError, match="the search's precision, 'no' here; set precision=bf16"):
+        strategy.search(problem, make_run("precision"))
+    assert not any(make_run(name).checkpoint.exists() for name in ("logits", "precision"))
+    with pytest.raises(ValueError, match="mixed_precision='bf16' in the recipe"):
+        ShortTraining(problem, half, num_images=10)
+    ShortTraining(replace(problem, accelerator=make_accelerator("bf16", "cpu")), half, 10)
+    ShortTraining(replace(problem, accelerator=make_accelerator("bf16", "cpu")), recipe, 10)
+
+
 # ---- the short training itself
 
 
@@ -282,14 +351,25 @@ def test_networks_are_trained_in_other_settings(
         ShortTraining(problem, recipe, 10, {"cells": 3}).judge(cell, 2)
 
 
-def test_a_short_training_sees_the_weight_half_and_is_judged_on_the_other(
-    make_problem: Any, recipe: Recipe
+def test_a_short_training_sees_the_weight_half_augmented_and_is_judged_on_the_other(
+    make_problem: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = make_problem(Softmax())
     weight_half, arch_half = problem.data.search_splits(problem.seed)
     judge = ShortTraining(problem, recipe, num_images=10**6)
     assert sum(len(labels) for _, labels in judge.judges) == len(arch_half)
-    assert judge.train_half.indices.tolist() == weight_half.indices.tolist()
     shown = torch.cat([images for images, _ in judge.judges])
     plain = torch.cat([x for x, _ in Loader(arch_half, batch_size=10, seed=0, train=False)])
     assert torch.equal(shown.sum((1, 2, 3)).sort().values, plain.sum((1, 2, 3)).sort().values)
+
+    requests, batch = list[Request](), MemorySource.batch
+
+    def noted(self: MemorySource, request: Request, device: torch.device) -> Any:
+        requests.append(request)
+        return batch(self, request, device)
+
+    monkeypatch.setattr(MemorySource, "batch", noted)
+    judge.judge(problem.space.sample(torch.Generator().manual_seed(1)), len(weight_half) // 10)
+    seen = np.concatenate([request.indices for request in requests])
+    assert sorted(seen) == weight_half.indices.tolist()
+    assert all(request.augment for request in requests)
