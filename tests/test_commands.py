@@ -28,6 +28,7 @@ from supernet.evaluate import evaluate
 from supernet.mixed_ops.base import MixedOp
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.nasbench201 import NasBench201
 from supernet.weights_file import load_network
 
 SAME = 1 + 1e-9  # two sums of the same numbers, in another order
@@ -274,6 +275,94 @@ def test_nasbench_cells_run_through(commands: Any, tmp_path: Path) -> None:
     assert "benchmark.table='no.csv' is not a file" in refused
 
 
+CELLS = (
+    "space=nasbench201", "space.widths=[4,8]", "space.num_cells=1", "objective=none",
+    "objective.cost=params", "objective.budget_share=null", "measure=false",
+)  # fmt: skip
+LOCAL = [f"strategy.refinement.{setting}" for setting in (
+    "num_neighbours=3", "steps=2", "num_finalists=1", "final_steps=3", "repeats=1", "num_images=16",
+    "recipe.batch_size=8",
+)]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "phases"),
+    [
+        (["strategy=local_search", *LOCAL], ["rank"] * 5),
+        (["strategy=second_order"], ["warmup", "search"]),
+        (
+            ["strategy=first_order_pt", "strategy.selection.steps=1"],
+            ["warmup", "search", *["select"] * 6],
+        ),
+        (["strategy=proxyless_reinforce", "strategy.num_samples=2"], ["warmup", "search"]),
+        (["mixed_op=gumbel"], ["warmup", "search"]),
+        (["mixed_op=gumbel", "mixed_op.hard=false"], ["warmup", "search"]),
+        (["mixed_op=sigmoid"], ["warmup", "search"]),
+        (["mixed_op=beta_softmax"], ["warmup", "search"]),
+        (["mixed_op=partial_channels", "mixed_op.share=2"], ["warmup", "search"]),
+    ],
+    ids=lambda value: " ".join(value[:2]),
+)
+def test_strategies_and_mixed_ops_run_through(
+    settings: list[str], phases: list[str], commands: Any, tmp_path: Path
+) -> None:
+    """Under a budget that everything meets, the checkpoint answers what the search did."""
+    tiny = [word for word in commands.TINY if not word.startswith(("space.", "objective."))]
+    if "strategy=local_search" in settings:
+        tiny = [word for word in tiny if not word.startswith(("strategy.", "experiment="))]
+    search = [*tiny, *CELLS, *settings, "num_threads=1", "run_dir=run"]
+    commands.succeed("search", *search, cwd=tmp_path, report=False)
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [x["phase"] for x in lines if x["phase"] != "monitor"] == phases
+    result = read(run / "result.json")
+    assert len(result["architecture"]) == 6 and result["judged_by"] == (
+        "short training" if "strategy=local_search" in settings
+        else "the supernet's weights" if "mixed_op=partial_channels" in settings
+        else "inherited weights"
+    )  # fmt: skip
+    budget = f"budget={result['reachable'][1]}"
+    commands.succeed("derive", "run=run", "output=again", budget, "measure=false", cwd=tmp_path)
+    again = Architecture.load(tmp_path / "again" / "architecture.json")
+    assert dict(again) == result["architecture"]
+
+
+@pytest.mark.slow
+def test_a_search_reads_the_accuracies_of_a_benchmark_in_the_end(
+    commands: Any, tmp_path: Path
+) -> None:
+    """What is wrong in them is found only then; the run goes on with another column."""
+    space = NasBench201()
+    cells = [space.architecture(dict(zip(space.by_name, options, strict=True)))
+             for options in product(*(choice.options for choice in space.choices))]  # fmt: skip
+    rows = {space.to_string(cell): 90 - number % 83 for number, cell in enumerate(cells)}
+    text = "".join(f"{cell},{value},high\n" for cell, value in rows.items())
+    (tmp_path / "truth.csv").write_text(f"architecture,test,wrong\n{text}")
+    tiny = [word for word in commands.TINY if not word.startswith(("space.", "objective."))]
+    search = [*tiny, *CELLS, "benchmark.table=truth.csv", "run_dir=run"]
+    run = tmp_path / "run"
+
+    def column(name: str) -> str:
+        return f"benchmark.column={name}"
+
+    refused = commands.refuse("search", *search, column("tset"), cwd=tmp_path)
+    assert "no column 'tset'; valid: test, wrong" in refused and not (run / "checkpoint").exists()
+    refused = commands.refuse("search", *search, column("wrong"), cwd=tmp_path)
+    assert "line 2: wrong is 'high', no number" in refused and (run / "checkpoint").exists()
+    journal = (run / "metrics.jsonl").read_bytes()
+    assert len(journal.splitlines()) == 2
+    commands.succeed("search", *search, column("test"), "resume=true", cwd=tmp_path)
+    assert (run / "metrics.jsonl").read_bytes() == journal
+    result = read(run / "result.json")
+    cell = space.architecture(result["architecture"])
+    accuracy = rows[space.to_string(cell)]
+    assert result["benchmark"] == {
+        "name": "test", "accuracy": accuracy, "best": 90, "of": 15625,
+        "rank": 1 + sum(other > accuracy for other in rows.values()),
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_darts_cells_are_retrained_in_a_larger_network(commands: Any, tmp_path: Path) -> None:
     tiny = [word for word in commands.TINY if not word.startswith(("space.", "objective."))]
@@ -421,6 +510,11 @@ def test_damaged_files_are_refused(
         (["objective.limits.peak_memory=1"], "peak_memory <= 1 bytes: .* is [0-9]+ bytes and more"),
         (["objective.limits.energy=1"], "'cpu' with runtime 'torch' gave no energy of any oper"),
         (["objective.limits.latency=1"], "latency is objective.cost already"),
+        (["benchmark.table=no.csv"], "benchmark.table='no.csv' is not a file"),
+        (
+            ["search_baseline=random", "+random_search.recipe.mixed_precision=bf16"],
+            "mixed_precision='bf16' in the recipe of short trainings: .* set precision=bf16",
+        ),
         (["exclude=['stage1_1=none']"], "'stage1_1' has no option 'none'; valid: k3_e3"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
