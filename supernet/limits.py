@@ -70,19 +70,23 @@ class Membership:
 
 
 class Disagreement:
-    """As a cost: how many of some settled choices an architecture settles in another way."""
+    """As a cost: how many of some settled choices an architecture settles in another way.
+
+    Args:
+        settled: by choice, the options that are left to it.
+    """
 
     name, unit = "disagreement", "choices"
 
-    def __init__(self, settled: Mapping[str, str]) -> None:
+    def __init__(self, settled: Mapping[str, Collection[str]]) -> None:
         self.settled = dict(settled)
 
     def of(self, architecture: Architecture) -> int:
-        return sum(architecture[name] != option for name, option in self.settled.items())
+        return sum(architecture[name] not in options for name, options in self.settled.items())
 
     def rows(self, upper: float) -> list[LinearConstraint]:
-        terms = dict.fromkeys(self.settled.items(), 1.0)
-        return [LinearConstraint(terms, lower=len(terms) - upper)]
+        terms = {(name, o): 1.0 for name, options in self.settled.items() for o in options}
+        return [LinearConstraint(terms, lower=len(self.settled) - upper)]
 
     def cut(self, architecture: Architecture, upper: float) -> LinearConstraint:
         """The row that forbids all that are above."""

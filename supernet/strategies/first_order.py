@@ -132,7 +132,8 @@ class FirstOrder(Strategy):
         priced = learned["multiplier"] > 0 or learned["used"] >= LEAST_USE
         derived: Answer = MostProbable(problem.space, scores, problem.cost, problem.limits, priced)
         selected = state.get("selected", {})
-        if len(selected) == len(names):
+        complete = len(selected) == len(names)  # and invalid, while a node has too many edges
+        if complete and problem.space.is_valid(problem.space.architecture(selected)):
             ranked = BestRanked(problem.space, [as_ranked(problem, selected)], problem.limits)
             derived = Refined(ranked, derived)
         return derived

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from supernet.derive import is_feasible
 from supernet.engine import at_least_float, kept_buffers
 from supernet.limits import Disagreement, Limit
 from supernet.mixed_ops.base import PathWeights, Relaxation
+from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.state import SearchState
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Tune = Callable[[Mapping[str, PathWeights]], None]
 
 
@@ -34,8 +36,13 @@ class Perturbation:
     with which some valid architecture is within budget and limits can be chosen, so that the
     outcome is one.
 
+    Where constraints leave edges out (`darts`), that is no option to compare with others: without
+    `none` nothing is lost. As in the paper's second phase, all edges have their operation by then,
+    and node after node, in random order, drops the edge without which the accuracy is highest until
+    it has as many as it may have.
+
     Args:
-        steps: weight steps after each choice but the last.
+        steps: weight steps after each choice and each node but the last.
         lr: their learning rate.
         num_images: of the architecture half that judge, in each process.
     """
@@ -63,34 +70,39 @@ class Perturbation:
             )
 
     def select(self, state: SearchState, run: Run, tune: Tune) -> None:
-        """Settle all choices into `state.selected`; a resume goes on from those it finds there.
+        """Settle all choices into `state.selected`; a resume goes on after `state.decided`.
 
         Args:
             tune: one weight step with some choices fixed.
         """
-        choices = state.problem.space.choices
+        space = state.problem.space
         generator = torch.Generator().manual_seed(state.problem.seed)
-        order = [choices[i] for i in torch.randperm(len(choices), generator=generator).tolist()]
-        judges = list(self._judges(state))
+        order, groups = _shuffled(space.choices, generator), _shuffled(tied(space), generator)
+        judges, total = list(self._judges(state)), len(order) + len(groups)
         for group in state.weight_optimizer.param_groups:
             group["lr"] = self.lr
         state.problem.supernet.train()
-        if not state.selected:
+        if not state.decided:
             state.weight_meter.sums.zero_()
-        with run.progress(len(order), len(state.selected), "selection") as bar:
-            for place, choice in enumerate(order):
-                if choice.name not in state.selected:
-                    self._settle(state, run, choice, judges)
+        with run.progress(total, state.decided, "selection") as bar:
+            for place in range(total):
+                if place == state.decided:
+                    if place < len(order):
+                        record = self._settle(state, order[place], judges)
+                    else:
+                        record = self._wire(state, groups, place - len(order), judges)
+                    self._end_decision(state, run, record)
                     bar.update()
-                if place == len(state.selected) - 1 < len(order) - 1:
+                if place == state.decided - 1 < total - 1:
                     self._tune(state, run, tune)
         if run.main:
-            chosen = [state.selected[choice.name] for choice in choices]
+            chosen = [state.selected[choice.name] for choice in space.choices]
             log.info("selection by perturbation: %s", " ".join(chosen))
 
     def _settle(
-        self, state: SearchState, run: Run, choice: Choice, judges: list[tuple[Tensor, Tensor]]
-    ) -> None:
+        self, state: SearchState, choice: Choice, judges: list[tuple[Tensor, Tensor]]
+    ) -> dict[str, Any]:
+        """One choice; returns what the journal says of it."""
         found = {}
         allowed = selectable(state.problem, state.selected, choice)
         if len(allowed) > 1:
@@ -98,17 +110,52 @@ class Perturbation:
             option = min(allowed, key=lambda o: (found[o][0], -found[o][1]))
         else:
             (option,) = allowed
+        state.selected[choice.name] = option
+        return {"choice": choice.name, "option": option, "without": _figures(found)}
+
+    def _wire(
+        self,
+        state: SearchState,
+        groups: list[dict[str, str]],
+        index: int,
+        judges: list[tuple[Tensor, Tensor]],
+    ) -> dict[str, Any]:
+        """The edges of one node, those of the nodes before it being fixed; returns as `_settle`."""
+        problem, selected, absent = state.problem, state.selected, groups[index]
+        later = {name: option for group in groups[index:] for name, option in group.items()}
+        dropped, rounds = [], []
+        while True:
+            settled = _left(selected, later)
+            whole = {name: (selected[name],) for name in absent}
+            if _can_be(problem, {**settled, **whole}):
+                break
+            edges = [
+                name
+                for name, none in absent.items()
+                if selected[name] != none and _can_be(problem, {**settled, name: (none,)})
+            ]
+            assert edges, f"neither kept nor left out: {whole}"
+            found = {}
+            if len(edges) > 1:
+                by_name = problem.space.by_name
+                found = {e: self.accuracy(state, by_name[e], selected[e], judges) for e in edges}
+                dropped.append(max(edges, key=lambda e: (found[e][0], -found[e][1])))
+            else:
+                dropped += edges
+            rounds.append(_figures(found))
+            selected[dropped[-1]] = absent[dropped[-1]]
+        return {"edges": list(absent), "dropped": dropped, "without": rounds}
+
+    def _end_decision(self, state: SearchState, run: Run, record: dict[str, Any]) -> None:
         loss, accuracy = state.weight_meter.read(state.problem.accelerator)
         state.weight_meter.sums.zero_()
-        step = state.step + len(state.selected) * self.steps
         run.log({
-            "step": step, "epoch": state.weight_stream.epoch,
-            "phase": "select", "choice": choice.name, "option": option,
-            "without": {o: {"accuracy": a, "loss": lost} for o, (a, lost) in found.items()},
+            "step": state.step + state.decided * self.steps, "epoch": state.weight_stream.epoch,
+            "phase": "select", **record,
             "train_loss": loss if state.tuned else None,
             "train_accuracy": accuracy if state.tuned else None,
         })  # fmt: skip
-        state.selected[choice.name], state.tuned = option, 0
+        state.decided, state.tuned = state.decided + 1, 0
         run.save(state.state_dict())
 
     def _tune(self, state: SearchState, run: Run, tune: Tune) -> None:
@@ -129,15 +176,20 @@ class Perturbation:
         option: str,
         judges: list[tuple[Tensor, Tensor]],
     ) -> tuple[float, float]:
-        """(accuracy in percent, loss) of the supernet without one option of one choice."""
+        """(accuracy in percent, loss) of the supernet without one option of one choice; without
+        the one that it is settled on, the choice is absent."""
         problem, accelerator = state.problem, state.problem.accelerator
         paths = problem.relaxation.for_weight_step(state.parameters(), state.generator, 1.0)
         weights = {**paths, **settled(state)}
         path, removed = weights[choice.name], choice.index(option)
-        assert path.values is not None
-        kept = [place for place, index in enumerate(path.active) if index != removed]
-        active = tuple(path.active[place] for place in kept)
-        weights[choice.name] = PathWeights(active, path.values[kept])
+        if choice.name in state.selected:
+            assert choice.absent is not None
+            weights[choice.name] = PathWeights((choice.index(choice.absent),))
+        else:
+            assert path.values is not None
+            kept = [place for place, index in enumerate(path.active) if index != removed]
+            active = tuple(path.active[place] for place in kept)
+            weights[choice.name] = PathWeights(active, path.values[kept])
         totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         with kept_buffers(problem.supernet):
             for images, labels in judges:
@@ -166,18 +218,50 @@ def settled(state: SearchState) -> dict[str, PathWeights]:
     return {name: PathWeights((by_name[name].index(o),)) for name, o in state.selected.items()}
 
 
+def tied(space: SearchSpace) -> list[dict[str, str]]:
+    """The groups of choices of which constraints leave some out: by name, what stands for that."""
+    groups = []
+    for ways in space.ways():
+        all_absent = ((name, space.by_name[name].absent) for name, _ in ways[0])
+        absent = {name: option for name, option in all_absent if option is not None}
+        if len(ways[0]) > 1 and any(pair in absent.items() for way in ways for pair in way):
+            groups.append(absent)
+    return groups
+
+
 def selectable(problem: Problem, selected: Mapping[str, str], choice: Choice) -> list[str]:
-    """The options with which a valid architecture within budget and limits remains."""
-    limits = [*problem.limits]
-    if problem.objective.budget is not None:
-        limits.append(Limit(problem.cost, problem.objective.budget))
-    return [
+    """The options with which a valid architecture within budget and limits remains. An edge is
+    not left out before its node's turn comes, unless nothing else remains."""
+    absent = {name: option for group in tied(problem.space) for name, option in group.items()}
+    settled = _left(selected, absent)
+    options = [
         option
         for option in problem.space.allowed(choice)
-        if is_feasible(
-            problem.space, [*limits, Limit(Disagreement({**selected, choice.name: option}), 0)]
-        )
+        if option != absent.get(choice.name)
+        and _can_be(problem, {**settled, choice.name: (option,)})
     ]
+    return options or [absent[choice.name]]
+
+
+def _left(selected: Mapping[str, str], absent: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The options that are left to settled choices, some of which may still be absent."""
+    return {n: (o, absent[n]) if n in absent else (o,) for n, o in selected.items()}
+
+
+def _can_be(problem: Problem, settled: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a valid architecture within budget and limits keeps to what is settled."""
+    limits = [*problem.limits, Limit(Disagreement(settled), 0)]
+    if problem.objective.budget is not None:
+        limits.append(Limit(problem.cost, problem.objective.budget))
+    return is_feasible(problem.space, limits)
+
+
+def _shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
+    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
+
+def _figures(found: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    return {name: {"accuracy": a, "loss": lost} for name, (a, lost) in found.items()}
 
 
 def as_ranked(problem: Problem, selected: Mapping[str, str]) -> dict[str, Any]:

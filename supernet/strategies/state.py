@@ -49,6 +49,7 @@ class SearchState:
         ranked: architectures ranked so far, for a relaxation without logits or in a refinement.
         monitor: what the monitor of collapse remembers.
         selected: option by choice, of those that selection by perturbation has settled.
+        decided: how many choices and nodes it has settled.
         tuned: weight steps done since the last of them.
     """
 
@@ -97,7 +98,7 @@ class SearchState:
         self.ranked: list[dict[str, Any]] = []
         self.monitor = Watched()
         self.selected: dict[str, str] = {}
-        self.tuned = 0
+        self.decided = self.tuned = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -116,6 +117,7 @@ class SearchState:
             "ranked": self.ranked,
             "monitor": asdict(self.monitor),
             "selected": self.selected,
+            "decided": self.decided,
             "tuned": self.tuned,
         }
 
@@ -135,7 +137,8 @@ class SearchState:
             self.generator.set_state(state["generator"])
             self.ranked = list(state["ranked"])
             self.monitor = Watched(**state["monitor"])
-            self.selected, self.tuned = dict(state["selected"]), state["tuned"]
+            self.selected = dict(state["selected"])
+            self.decided, self.tuned = state["decided"], state["tuned"]
             self.step = state["step"]
             set_rng_state(state["rng"])
         except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:

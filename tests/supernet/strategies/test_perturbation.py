@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from latency.model import macs_cost
+from latency.sites import trace
 from supernet.checkpoint import load_checkpoint
 from supernet.data.digits import Digits
-from supernet.derive import is_feasible
+from supernet.derive import is_feasible, reachable
 from supernet.engine import make_accelerator
 from supernet.limits import Disagreement, Limit
-from supernet.mixed_ops.base import PathWeights
+from supernet.mixed_ops.base import MixedOp, PathWeights
 from supernet.mixed_ops.binary_gate import BinaryGate
 from supernet.mixed_ops.softmax import Softmax
-from supernet.objective import TaskOnly
+from supernet.objective import Budget, TaskOnly
+from supernet.spaces.darts import EDGES, KINDS, NODES, NONE, OPERATIONS, Darts, choice_name
 from supernet.spaces.nasbench201 import Cell, NasBench201
 from supernet.strategies.base import Problem
 from supernet.strategies.first_order import FirstOrder
@@ -48,6 +52,118 @@ class Known(Perturbation):
 
 def make_state(problem: Any) -> SearchState:
     return SearchState(problem, 12, SGD, SGD, 1.0, torch.contiguous_format)
+
+
+TRIED = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")  # the others would take time
+
+
+def darts(problem: Problem, share: float | None = None) -> Problem:
+    """The smallest network of these cells, within a share of its range of MACs."""
+    space = Darts(in_chans=1, img_size=8, width=2, num_cells=3)
+    space.exclude([f"*={option}" for option in OPERATIONS if option not in (NONE, *TRIED)])
+    sites = trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
+    cost, objective = macs_cost(space.choices, sites), TaskOnly(cost="macs")
+    if share is not None:
+        objective = Budget(cost="macs", budget_share=share)
+        objective.prepare(reachable(space, cost), cost.unit)
+    supernet = space.build_supernet(10, problem.relaxation.build)
+    return replace(problem, space=space, supernet=supernet, cost=cost, objective=objective)
+
+
+def made_up(seed: int) -> dict[tuple[str, str], float]:
+    """What each operation of each edge is worth; `none`, nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [choice_name(kind, *edge) for kind in KINDS for edge in EDGES]
+    pairs = list(itertools.product(names, OPERATIONS))
+    drawn = torch.rand(len(pairs), generator=generator).tolist()
+    return {pair: value * (pair[1] != NONE) for pair, value in zip(pairs, drawn, strict=True)}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_node_keeps_the_two_edges_whose_loss_hurts_most(
+    seed: int, make_problem, make_run
+) -> None:
+    """Each with the operation whose loss hurts most, in whatever order they are visited."""
+    problem, values = darts(make_problem(Softmax(), seed=seed)), made_up(seed=7)
+    state, run = make_state(problem), make_run()
+    Known(values).select(state, run, NEVER)
+    for kind, node in itertools.product(KINDS, NODES):
+        names = [choice_name(kind, source, node) for source in range(node)]
+        best = {name: max(TRIED, key=lambda o: values[name, o]) for name in names}
+        kept = sorted(names, key=lambda name: -values[name, best[name]])[:2]
+        for name in names:
+            assert state.selected[name] == (best[name] if name in kept else NONE), name
+    lines = read_journal(run.folder / "metrics.jsonl")
+    nodes = [line for line in lines if "dropped" in line]
+    assert all("choice" in line for line in lines[:28]) and lines[28:] == nodes
+    # node 2 has two edges, and no more
+    assert sorted(len(line["dropped"]) for line in nodes) == [1, 1, 2, 2, 3, 3]
+    assert all(
+        [len(tried) for tried in line["without"]] == list(range(len(line["edges"]), 2, -1))
+        for line in nodes
+    )
+
+
+def test_edges_are_dropped_until_the_budget_can_be_met(make_problem, make_run) -> None:
+    """The dearest operations are the most valued."""
+    problem = darts(make_problem(Softmax()), share=0.3)
+    values = {
+        (c.name, o): float(problem.cost.per_option[c.name][c.index(o)])
+        for c in problem.space.choices
+        for o in c.options
+    }
+    state = make_state(problem)
+    Known(values).select(state, make_run(), NEVER)
+    found, budget = problem.space.architecture(state.selected), problem.objective.budget
+    assert problem.space.is_valid(found) and 0.9 * budget < problem.cost.of(found) <= budget
+
+
+@pytest.mark.parametrize("fail_at", [3, 30])
+def test_an_interrupted_selection_of_edges_goes_on(fail_at: int, make_problem, make_run) -> None:
+    """At the fourth choice, and at a node (which come after the 28 choices)."""
+    values = made_up(seed=3)
+
+    class Cut(Known):
+        def _end_decision(self, state: SearchState, run: Any, record: Any) -> None:
+            if state.decided == fail_at:
+                raise KeyboardInterrupt
+            super()._end_decision(state, run, record)
+
+    def select(cls: type[Known], run: Any) -> SearchState:
+        state = make_state(darts(make_problem(Softmax())))
+        if (saved := run.load()) is not None:
+            state.load_state_dict(saved)
+        cls(values).select(state, run, NEVER)
+        return state
+
+    whole, cut = make_run("whole"), make_run("cut")
+    expected = select(Known, whole)
+    with pytest.raises(KeyboardInterrupt):
+        select(Cut, cut)
+    found = select(Known, make_run("cut", resume=True))
+    assert found.selected == expected.selected and found.decided == expected.decided == 34
+    texts = [(run.folder / "metrics.jsonl").read_text() for run in (whole, cut)]
+    assert texts[0] == texts[1]
+
+
+def test_an_edge_is_dropped_in_the_supernet(make_problem) -> None:
+    """A settled operation is tried against nothing in its place, the other choices as they are."""
+    problem = darts(make_problem(Softmax()))
+    state, twin = make_state(problem), copy.deepcopy(problem.supernet).train()
+    problem.supernet.train()
+    state.selected = {"normal_0_3": "sep_conv_3x3", "normal_1_3": "skip_connect"}
+    images, labels = state.arch_stream.loader.batch(0, 0)
+    paths = {
+        n: PathWeights(tuple(range(8)), v.detach().softmax(0))
+        for n, v in state.parameters().items()
+    }
+    for name, option in {"normal_0_3": NONE, "normal_1_3": "skip_connect"}.items():
+        paths[name] = PathWeights((OPERATIONS.index(option),))
+    with torch.no_grad():
+        expected = float(cross_entropy(twin(images, paths), labels))
+    choice = problem.space.by_name["normal_0_3"]
+    _, loss = make().accuracy(state, choice, "sep_conv_3x3", [(images, labels)])
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_option_whose_loss_hurts_most_stays(make_problem, make_run) -> None:
@@ -103,11 +219,16 @@ def test_a_cell_stays_connected() -> None:
     space = NasBench201(widths=(4,), num_cells=1)
     settled = {c.name: "none" for c in space.choices if c.name != "edge_0_3"}
     for option in space.by_name["edge_0_3"].options:
-        bound = Limit(Disagreement({**settled, "edge_0_3": option}), 0)
+        bound = Limit(Disagreement(only({**settled, "edge_0_3": option})), 0)
         assert is_feasible(space, [bound]) == (option != "none")
     architecture = space.architecture({**settled, "edge_0_3": "skip_connect"})
-    assert Disagreement(settled).of(architecture) == 0
-    assert Disagreement({**settled, "edge_0_3": "none"}).of(architecture) == 1
+    assert Disagreement(only(settled)).of(architecture) == 0
+    assert Disagreement(only({**settled, "edge_0_3": "none"})).of(architecture) == 1
+    assert Disagreement({"edge_0_3": ("none", "skip_connect")}).of(architecture) == 0
+
+
+def only(settled: dict[str, str]) -> dict[str, tuple[str]]:
+    return {name: (option,) for name, option in settled.items()}
 
 
 def cells() -> Problem:

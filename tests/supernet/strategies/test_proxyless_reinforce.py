@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from supernet.mixed_ops.base import PathWeights
 from supernet.mixed_ops.binary_gate import BinaryGate
 from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.sigmoid import Sigmoid
@@ -54,6 +56,58 @@ def test_the_gradient_is_that_of_the_expected_loss(
     assert deviation.abs().max() < 4
     means = torch.stack(values)
     assert (means.mean() - expected_loss).abs() < 4 * means.std() / 1500**0.5
+
+
+def test_what_all_losses_have_in_common_leaves_the_gradient(
+    make_problem: Callable[..., Any],
+    make_strategy: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The baseline takes it away from every single estimate, not only from their mean."""
+    problem = make_problem(BinaryGate())
+    strategy, found = make_strategy(ProxylessReinforce, num_samples=3), []
+    for common in (0.0, 1000.0):
+        state = SearchState(problem, 8, SGD, ADAM, 0.5, torch.contiguous_format)
+        state.parameters.double()
+        logits = dict(state.parameters().items())
+
+        def loss(_: object, s: object, options: Any, *rest: Tensor, c: float = common) -> Any:
+            return torch.tensor(c + sum(options.values()), dtype=torch.float64), rest[0]
+
+        monkeypatch.setattr(ProxylessReinforce, "loss_of", loss)
+        gradient = torch.zeros(5, dtype=torch.float64)
+        for _ in range(4):
+            sample = strategy.sample(state, logits, 0.5)
+            total, _ = strategy.task_loss(state, sample, torch.zeros(1), torch.zeros(1))
+            one = torch.cat(torch.autograd.grad(total, list(logits.values())))
+            gradient += one.abs()
+        found.append(gradient)
+    assert found[0].max() > 0.01
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
+
+
+def test_a_sample_is_judged_by_its_own_path(
+    make_problem: Callable[..., Any], make_strategy: Callable[..., Any]
+) -> None:
+    problem = make_problem(BinaryGate())
+    state = SearchState(problem, 8, SGD, ADAM, 0.5, torch.contiguous_format)
+    images, labels = state.arch_stream.next()
+    first, second = (choice.name for choice in problem.space.choices)
+    problem.supernet.eval()
+    strategy, losses = make_strategy(ProxylessReinforce), []
+    for pair in itertools.product(range(2), range(3)):
+        options = dict(zip((first, second), pair, strict=True))
+        loss, outputs = strategy.loss_of(state, options, images, labels)
+        weights = {name: torch.zeros(len(v)) for name, v in state.parameters().items()}
+        for name, index in options.items():
+            weights[name][index] = 1.0  # all candidates run, one counts
+        paths = {n: PathWeights(tuple(range(len(v))), v) for n, v in weights.items()}
+        expected = problem.supernet(images, paths)
+        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+        assert loss.item() == pytest.approx(cross_entropy(expected, labels).item(), rel=1e-4)
+        assert not loss.requires_grad
+        losses.append(loss.item())
+    assert len(set(losses)) == 6
 
 
 def test_a_search_learns_which_option_is_best(
