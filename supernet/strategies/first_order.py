@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from supernet.answer import LEAST_USE, Answer, BestRanked, MostProbable, Refined
-from supernet.engine import Diverged, at_least_float, average_gradients, frozen
+from supernet.engine import (
+    Diverged,
+    at_least_float,
+    average_gradients,
+    frozen,
+    holds_everywhere,
+)
 from supernet.mixed_ops.base import Sample, Weights
 from supernet.strategies.base import Problem, Run, Strategy
 from supernet.strategies.epoch_log import EpochLog
@@ -217,9 +223,11 @@ class FirstOrder(Strategy):
         sample = self.sample(state, logits, progress)
         with frozen(problem.supernet):
             task_loss, outputs = self.task_loss(state, sample, images, labels)
-            if not math.isfinite(value := task_loss.detach().item()):
-                raise Diverged(  # before the logits take it up
-                    f"the loss of an architecture step is {value} after {state.step} weight steps; "
+            finite = math.isfinite(value := task_loss.detach().item())
+            if not holds_everywhere(finite, accelerator):  # before the logits take it up
+                found = "not finite in another process" if finite else value
+                raise Diverged(
+                    f"the loss of an architecture step is {found} after {state.step} weight steps; "
                     "lower strategy.weight_optimizer.lr or set strategy.clip_grad"
                 )
             shares = problem.space.shares(sample.cost_weights)
