@@ -64,7 +64,7 @@ def test_finds_a_range_that_holds_a_tiny_share_of_a_huge_space() -> None:
     assert all(0.97 * top <= cost.of(a) <= 0.98 * top for a in drawn)
 
 
-@pytest.mark.parametrize("num_limits", [1, 2, 3])
+@pytest.mark.parametrize("num_limits", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_uniform_within_limits_and_without_what_is_excluded(num_limits: int) -> None:
     space = NasBench201()
     space.exclude(["*=nor_conv_1x1", "edge_0_1=none"])

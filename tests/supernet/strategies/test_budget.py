@@ -113,7 +113,7 @@ def moved(
     return found
 
 
-@pytest.mark.parametrize(("space", "mixed_op"), WITH_LOGITS)
+@pytest.mark.parametrize(("space", "mixed_op"), quick(WITH_LOGITS))
 def test_the_expected_cost_and_its_gradient_are_those_of_all_architectures(
     space: str, mixed_op: str, make_problem: Any
 ) -> None:

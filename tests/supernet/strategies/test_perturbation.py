@@ -79,7 +79,7 @@ def made_up(seed: int) -> dict[tuple[str, str], float]:
     return {pair: value * (pair[1] != NONE) for pair, value in zip(pairs, drawn, strict=True)}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_node_keeps_the_two_edges_whose_loss_hurts_most(
     seed: int, make_problem, make_run
 ) -> None:
@@ -104,6 +104,7 @@ def test_a_node_keeps_the_two_edges_whose_loss_hurts_most(
     )
 
 
+@pytest.mark.slow
 def test_edges_are_dropped_until_the_budget_can_be_met(make_problem, make_run) -> None:
     """The dearest operations are the most valued."""
     problem = darts(make_problem(Softmax()), share=0.3)
@@ -118,6 +119,7 @@ def test_edges_are_dropped_until_the_budget_can_be_met(make_problem, make_run) -
     assert problem.space.is_valid(found) and 0.9 * budget < problem.cost.of(found) <= budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_at", [3, 30])
 def test_an_interrupted_selection_of_edges_goes_on(fail_at: int, make_problem, make_run) -> None:
     """At the fourth choice, and at a node (which come after the 28 choices)."""
