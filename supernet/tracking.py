@@ -111,7 +111,6 @@ def last_epoch(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None
     return epochs.get(max(epochs, default=None) if back is None else back)
 
 
-
 def flatten(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a metrics record under flat names, nested ones joined by a slash.
 
