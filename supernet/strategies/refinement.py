@@ -105,46 +105,19 @@ class Refinement:
             place: what a record says of where in the search it is.
         """
         judge = ShortTraining(problem, self.recipe, self.num_images, self.settings)
-        num_known, seen = len(trainings), 0
-
-        def train(
-            architectures: Sequence[Architecture], steps: int, where: Mapping[str, Any]
-        ) -> Iterator[None]:
-            nonlocal seen
-            title = f"move {where['move']}, {steps} steps"
-            with run.progress(len(architectures), 0, title) as bar:
-                for architecture in architectures:
-                    seen += 1
-                    if seen > num_known:
-                        found = judge.record(architecture, steps, where["repeat"])
-                        found["rank_value"] = found["loss"]
-                        trainings.append({**place, "candidate": seen - 1, **where, **found})
-                        run.log(trainings[-1])
-                        yield
-                    bar.update()
-
-        def race(architectures: Sequence[Architecture], move: int) -> Iterator[None]:
-            for repeat in range(self.repeats):
-                where = {"move": move, "final": True, "repeat": repeat}
-                yield from train(architectures, self.final_steps, where)
-                means = [_mean(found) for found in _finals(trainings[:seen], move, repeat + 1)]
-                worst = min(map(_loss, means)) + self.margin
-                left = [r["architecture"] for r in means if _loss(r) <= worst]
-                architectures = [problem.space.architecture(options) for options in left]
-                if len(architectures) == 1:
-                    break
-
+        done = _Trainings(judge, run, trainings, place)
         leader, tried = start, {start}
-        yield from train([start], self.final_steps, {"move": 0, "final": True, "repeat": 0})
+        yield from done.add([start], self.final_steps, {"move": 0, "final": True, "repeat": 0})
         for move in range(1, self.moves + 1):
             around = [a for a in self.neighbours(problem, leader, scores) if a not in tried]
             if not around:
                 break
-            yield from train(around, self.steps, {"move": move, "final": False, "repeat": 0})
+            yield from done.add(around, self.steps, {"move": move, "final": False, "repeat": 0})
             tried.update(around)
-            short = sorted(trainings[seen - len(around) : seen], key=_loss)[: self.num_finalists]
-            yield from race([problem.space.architecture(r["architecture"]) for r in short], move)
-            lead = self.leaders(trainings[:seen])[0]
+            short = sorted(done.seen[-len(around) :], key=_loss)[: self.num_finalists]
+            racing = [problem.space.architecture(r["architecture"]) for r in short]
+            yield from self._race(done, racing, move)
+            lead = self.leaders(done.seen)[0]
             if run.main:
                 log.info(
                     "move %d: %d neighbours, %d finalists; the leader has a loss of %.3f: %s",
@@ -154,6 +127,21 @@ class Refinement:
             if lead["move"] < move:
                 break
             leader = problem.space.architecture(lead["architecture"])
+
+    def _race(
+        self, done: _Trainings, architectures: Sequence[Architecture], move: int
+    ) -> Iterator[None]:
+        """Longer trainings of those that stay within the margin of the best one."""
+        space = done.judge.problem.space
+        for repeat in range(self.repeats):
+            where = {"move": move, "final": True, "repeat": repeat}
+            yield from done.add(architectures, self.final_steps, where)
+            means = [_mean(records) for records in _finals(done.seen, move, repeat + 1)]
+            worst = min(map(_loss, means)) + self.margin
+            left = [r["architecture"] for r in means if _loss(r) <= worst]
+            architectures = [space.architecture(options) for options in left]
+            if len(architectures) == 1:
+                break
 
     def leaders(self, trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Who had the lead, the last one first; `rank_value` is the place, `accuracy` and `loss`
@@ -183,6 +171,46 @@ class Refinement:
 
         within = [a for a in one_change(problem.space, leader) if _is_within(problem, a)]
         return sorted(within, key=score, reverse=True)[: self.num_neighbours]
+
+
+class _Trainings:
+    """The trainings of a refinement; those of before an interruption are taken as they were.
+
+    Args:
+        records: of the latter, added to.
+        place: what each record says of where in the search it is.
+    """
+
+    def __init__(
+        self,
+        judge: ShortTraining,
+        run: Run,
+        records: list[dict[str, Any]],
+        place: Mapping[str, Any],
+    ) -> None:
+        self.judge, self.run, self.records, self.place = judge, run, records, place
+        self.count = 0
+
+    @property
+    def seen(self) -> list[dict[str, Any]]:
+        """Records of those that were asked for so far."""
+        return self.records[: self.count]
+
+    def add(
+        self, architectures: Sequence[Architecture], steps: int, where: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Train each, unless that was done; yields after each new training."""
+        title = f"move {where['move']}, {steps} steps"
+        with self.run.progress(len(architectures), 0, title) as bar:
+            for architecture in architectures:
+                number, self.count = self.count, self.count + 1
+                if number == len(self.records):
+                    found = self.judge.record(architecture, steps, where["repeat"])
+                    found["rank_value"] = found["loss"]
+                    self.records.append({**self.place, "candidate": number, **where, **found})
+                    self.run.log(self.records[-1])
+                    yield
+                bar.update()
 
 
 def _loss(record: Mapping[str, Any]) -> float:
