@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -60,6 +61,8 @@ class MostProbable(Answer):
         limits: on further costs.
         priced: the scores were learned under a budget that was still active at the end: its
             multiplier was above zero, or the expected cost was at it.
+        guarded: keep options that compute nothing from winning (`SearchSpace.safeguards`) where
+            an architecture within budget and limits does.
     """
 
     def __init__(
@@ -69,17 +72,27 @@ class MostProbable(Answer):
         cost: AdditiveCost,
         limits: Sequence[Limit] = (),
         priced: bool = False,
+        guarded: bool = False,
     ) -> None:
         self.space, self.scores, self.cost, self.limits = space, scores, cost, limits
         self.priced = priced
+        self.guarded = copy(space)
+        self.guarded.at_most(space.safeguards if guarded else ())
 
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
         limits = [*self.limits, *([Limit(Membership(but), 0)] if but else [])]
+        with suppress(Infeasible):
+            return self._best(self.guarded, budget, limits)
+        return self._best(self.space, budget, limits)
+
+    def _best(
+        self, space: SearchSpace, budget: float | None, limits: Sequence[Limit]
+    ) -> Architecture:
         if budget is not None and self.priced:
             least = Limit(self.cost.negative(), -LEAST_USE * budget)
             with suppress(Infeasible):
-                return derive(self.space, self.scores, self.cost, budget, [*limits, least], GAP)
-        return derive(self.space, self.scores, self.cost, budget, limits)
+                return derive(space, self.scores, self.cost, budget, [*limits, least], GAP)
+        return derive(space, self.scores, self.cost, budget, limits)
 
     def binds(self, budget: float | None) -> bool:
         if budget is None:

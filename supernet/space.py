@@ -62,11 +62,14 @@ class SearchSpace(ABC):
         skip_options: options that compute nothing; their share is logged, of the choices that are
             not `Choice.absent`.
         none_options: of them, those that carry nothing.
+        safeguards: bounds as for `at_most` that keep these from winning a derivation by logits,
+            where budget and limits leave another way.
         excluded: (choice, option) pairs that no valid architecture holds.
     """
 
     skip_options: ClassVar[frozenset[str]] = frozenset()
     none_options: ClassVar[frozenset[str]] = frozenset()
+    safeguards: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

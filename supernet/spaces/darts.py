@@ -63,6 +63,7 @@ class Darts(SearchSpace):
     """
 
     skip_options, none_options = frozenset({NONE, "skip_connect"}), frozenset({NONE})
+    safeguards = ("normal_*=skip_connect:2",)  # as in P-DARTS
 
     def __init__(
         self,

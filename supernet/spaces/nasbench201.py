@@ -121,6 +121,7 @@ class NasBench201(SearchSpace):
     """
 
     skip_options, none_options = frozenset(OPERATIONS[:2]), frozenset(OPERATIONS[:1])
+    safeguards = ("*=none:0", "*=skip_connect:2")
 
     def __init__(
         self,

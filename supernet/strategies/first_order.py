@@ -45,6 +45,7 @@ class FirstOrder(Strategy):
         clip_grad: largest norm of the weights' gradient; None for no clipping.
         init_std: standard deviation of the normal the logits start from.
         channels_last: memory format of the supernet and its inputs.
+        safeguard: keep options that compute nothing from winning (`SearchSpace.safeguards`).
         ranking: how a relaxation without logits chooses.
         monitor: watches one with logits for collapse; None for none.
         selection: settles its choices by perturbation; None takes the most probable ones.
@@ -64,6 +65,7 @@ class FirstOrder(Strategy):
         clip_grad: float | None,
         init_std: float,
         channels_last: bool,
+        safeguard: bool = True,
         ranking: Ranking,
         monitor: Monitor | None = None,
         selection: Perturbation | None = None,
@@ -81,7 +83,7 @@ class FirstOrder(Strategy):
         self.weight_optimizer, self.arch_optimizer = dict(weight_optimizer), dict(arch_optimizer)
         self.scheduler = dict(scheduler)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.ranking, self.monitor = ranking, monitor
+        self.safeguard, self.ranking, self.monitor = safeguard, ranking, monitor
         self.selection, self.refinement = selection, refinement
 
     def search(self, problem: Problem, run: Run) -> Answer:
@@ -136,7 +138,9 @@ class FirstOrder(Strategy):
         # A learned multiplier comes and goes by little where the expectation stays at the budget.
         learned = {"multiplier": 0.0, "used": 0.0, **state["objective"]}
         priced = learned["multiplier"] > 0 or learned["used"] >= LEAST_USE
-        derived: Answer = MostProbable(problem.space, scores, problem.cost, problem.limits, priced)
+        derived: Answer = MostProbable(
+            problem.space, scores, problem.cost, problem.limits, priced, self.safeguard
+        )
         selected = state.get("selected", {})
         complete = len(selected) == len(names)  # and invalid, while a node has too many edges
         if complete and problem.space.is_valid(problem.space.architecture(selected)):

@@ -11,6 +11,7 @@ from supernet.answer import LEAST_USE, BestRanked, MostProbable, Refined
 from supernet.choice import Architecture
 from supernet.derive import Infeasible
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nasbench201 import NasBench201
 
 SPACE = MBConv(stages=[[24, 3, 2], [40, 2, 2]], kernels=[3, 5], expansions=[3])
 
@@ -151,3 +152,35 @@ def test_what_a_space_no_longer_allows_is_no_answer() -> None:
     assert dict(answer.best(None)) == options[0]
     space.at_most(["*=zero:0", "*=k3_e3:1"])
     assert dict(answer.best(None)) == options[1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_none_and_skips_do_not_win_where_the_budget_leaves_another_way(seed: int) -> None:
+    space = NasBench201(num_cells=1)
+    space.exclude(["*=nor_conv_1x1"])
+    generator = torch.Generator().manual_seed(seed)
+    names = [choice.name for choice in space.choices]
+    logits = {name: torch.rand(5, generator=generator).double() for name in names}
+    for vector in logits.values():
+        vector[:2] += 2  # collapsed: `none` or a skip wins everywhere
+    price = torch.tensor([0.0, 0.1, 1.0, 2.0, 0.5], dtype=torch.float64)
+    prices = {choice.name: price for choice in space.choices}
+    cost = AdditiveCost(space.choices, 0.5, prices, "latency", "ms")
+    options = itertools.product(space.allowed(space.choices[0]), repeat=len(space.choices))
+    every = [space.architecture(dict(zip(names, chosen, strict=True))) for chosen in options]
+    valid = [a for a in every if space.is_valid(a)]
+    total = {a: sum(float(logits[n][space.by_name[n].index(o)]) for n, o in a) for a in valid}
+
+    def keeps_the_rule(architecture: Architecture) -> bool:
+        chosen = [option for _, option in architecture]
+        return "none" not in chosen and chosen.count("skip_connect") <= 2
+
+    plain = MostProbable(space, logits, cost)
+    answer = MostProbable(space, logits, cost, guarded=True)
+    for budget in (None, 8.0, 4.0, 2.75, 2.6, 1.0):
+        within = [a for a in valid if budget is None or cost.of(a) <= budget]
+        kept = [a for a in within if keeps_the_rule(a)]
+        assert bool(kept) == (budget is None or budget >= 2.7)  # 2 skips and 4 pools: 0.5 + 2.2
+        assert answer.best(budget) == max(kept or within, key=lambda a: total[a])
+        assert not keeps_the_rule(plain.best(budget))
+    assert len(space.constraints) == len(NasBench201(num_cells=1).constraints)

@@ -328,6 +328,20 @@ def test_the_answer_knows_whether_the_budget_had_a_price(
     assert answer.priced == priced
 
 
+@pytest.mark.parametrize("safeguard", [True, False])
+def test_a_collapsed_cell_is_not_derived_unless_that_is_asked_for(
+    safeguard: bool, make_problem, make_strategy
+) -> None:
+    space = NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1)
+    problem, strategy = make_problem(Softmax(), space=space), make_strategy(safeguard=safeguard)
+    state = start(strategy, problem)
+    for vector in state.parameters().values():
+        vector.data.copy_(torch.tensor([3.0, 4.0, 2.0, 1.0, 0.0]))
+    options = [option for _, option in strategy.answer(problem, state.state_dict()).best(None)]
+    assert options.count("skip_connect") == (2 if safeguard else 6)
+    assert options.count("nor_conv_1x1") == (4 if safeguard else 0)
+
+
 class Killed(Exception):
     pass
 
