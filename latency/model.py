@@ -43,9 +43,11 @@ class AdditiveCost:
         self.per_option = {choice.name: per_option[choice.name] for choice in self.choices}
         self.name, self.unit = name, unit
         self.uncalibrated: AdditiveCost = self
+        self._values: dict[str, dict[str, float]] = {}  # plain numbers: sums of them are fast
         for choice in self.choices:
             vector = self.per_option[choice.name]
             assert vector.dtype == torch.float64 and vector.shape == (len(choice.options),), choice
+            self._values[choice.name] = dict(zip(choice.options, vector.tolist(), strict=True))
 
     def expected(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Expected cost, sum_i sum_j p_ij F(o_ij) (Cai et al. 2019, equation 2), summed in float64.
@@ -67,13 +69,8 @@ class AdditiveCost:
 
     def of(self, architecture: Architecture) -> float:
         """Cost of one architecture of the space."""
-        return math.fsum(
-            [self.fixed]
-            + [
-                self.per_option[choice.name][choice.index(architecture[choice.name])].item()
-                for choice in self.choices
-            ]
-        )
+        values = self._values
+        return math.fsum([self.fixed, *(values[name][option] for name, option in architecture)])
 
     def negative(self) -> AdditiveCost:
         """The cost times -1: an upper bound on it is a lower bound on this one."""
@@ -83,11 +80,9 @@ class AdditiveCost:
     def rows(self, upper: float) -> list[LinearConstraint]:
         """The row of an integer program that bounds the cost by `upper`."""
         terms = {
-            (choice.name, option): value
-            for choice in self.choices
-            for option, value in zip(
-                choice.options, self.per_option[choice.name].tolist(), strict=True
-            )
+            (name, option): value
+            for name, values in self._values.items()
+            for option, value in values.items()
         }
         return [LinearConstraint(terms, upper=upper - self.fixed)]
 

@@ -142,6 +142,16 @@ class Measured:
         make = {"macs": macs_cost, "params": params_cost}[name]
         return make(space.choices, self.sites, space.excluded)
 
+    def costs(self, space: SearchSpace) -> tuple[AdditiveCost, ...]:
+        """All additive costs that are known: with a table, latency and energy too."""
+        names = ["macs", "params"]
+        if self.table is not None:
+            names.append("latency")
+            measured = self.table.measurements
+            if all(measured[site.key].energy_mj is not None for site in self.sites):
+                names.append("energy")
+        return tuple(self.cost(space, name) for name in names)
+
     def limits(self, space: SearchSpace, objective: Objective) -> tuple[Limit, ...]:
         """The limits of an objective, on additive costs and on peak memory."""
         return tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from supernet.benchmark import Benchmark
 from supernet.data import Data
 from supernet.derive import check_limits, reachable
 from supernet.engine import Diverged, make_accelerator
+from supernet.estimators.base import Estimator
 from supernet.estimators.short_training import check_precision
 from supernet.files import read_json, write_json
 from supernet.outcome import RANDOM_SEARCH, OnTarget, conclude, summary
 from supernet.report import write_report
 from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Run, Strategy
+from supernet.strategies.trials import Trials
 from supernet.tracking import NoTracker, Tracker
 from supernet_scripts.common import (
     check_benchmark,
@@ -79,10 +82,11 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
         raise ValueError(
             f"search_baseline={cfg.search_baseline!r} is unknown; valid: none, random"
         )
-    if cfg.search_baseline == "random":  # known before the search, not after it
-        check_precision(instantiate(cfg.random_search.recipe, _convert_="all"), accelerator)
     check_benchmark(cfg, space)
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
+    estimator = make_estimator(cfg, strategy)
+    if cfg.search_baseline == "random" and estimator is None:  # known before the search, not after
+        check_precision(instantiate(cfg.random_estimator.recipe, _convert_="all"), accelerator)
     measured = _measure(cfg, accelerator, run, data, space)
     cost = measured.cost(space, objective.cost)
     limits = measured.limits(space, objective)
@@ -91,8 +95,9 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     relaxation = instantiate(cfg.mixed_op)
     supernet = space.build_supernet(data.info.num_classes, relaxation.build)
     problem = Problem(
-        space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed, limits
-    )
+        space, supernet, relaxation, objective, cost, data, accelerator, cfg.seed, limits,
+        estimator, measured.costs(space),
+    )  # fmt: skip
     answer = strategy.search(problem, run)
     target = measured.on_target(space, cfg.measure)
     result = conclude(problem, run, answer, target, cfg.bn_batches)
@@ -102,7 +107,7 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
         log.info("derived: %s", " ".join(result["architecture"].values()))
         log.info(summary(result))
     if cfg.search_baseline == "random":
-        search_at_random(cfg, problem, run, target, result["seconds"]["search"])
+        search_at_random(cfg, problem, run, target, result)
     if cfg.retrain:
         retrain_networks(cfg, cfg, run.folder, run.folder / "retrain")
     if run.main:
@@ -113,25 +118,47 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     return float(result["objective"])
 
 
+def make_estimator(cfg: DictConfig, strategy: Strategy) -> Estimator | None:
+    """What judges the architectures that a strategy tries.
+
+    Raises:
+        ValueError: the strategy tries none.
+    """
+    if cfg.get("estimator") is None:
+        return None
+    estimator: Estimator = instantiate(cfg.estimator, _convert_="all")
+    if not isinstance(strategy, Trials):
+        raise ValueError(
+            f"an estimator judges single architectures, which {type(strategy).__name__} does not "
+            "try: leave estimator= out, or choose another strategy (strategy=random)"
+        )
+    return estimator
+
+
 def search_at_random(
-    cfg: DictConfig, problem: Problem, run: Run, target: OnTarget, seconds: float
+    cfg: DictConfig, problem: Problem, run: Run, target: OnTarget, result: dict[str, Any]
 ) -> None:
-    """A random search in the same problem, by default for as long as the search took.
+    """A random search in the same problem, by default of the same cost.
 
     Args:
-        seconds: that the search took.
+        result: of the search.
     """
-    settings = cfg.random_search
-    bounds = [settings[name] for name in ("num_samples", "total_steps", "seconds")]
-    if all(bound is None for bound in bounds):
-        settings = merged(settings, {"seconds": seconds})
+    settings, own = cfg.random_search, problem
+    bounds = {"seconds": result["seconds"]["search"]}
+    if problem.estimator is None:
+        estimator = instantiate(cfg.random_estimator, _convert_="all")
+        own = replace(problem, estimator=estimator)
+    else:
+        bounds = {"num_evaluations": result["evaluations"]}
+    if settings.num_evaluations is None and settings.seconds is None:
+        settings = merged(settings, bounds)
     strategy: Strategy = instantiate(settings, _convert_="all")
-    own = Run(run.folder / RANDOM_SEARCH, run.main, NoTracker(), cfg.resume)
-    result = conclude(problem, own, strategy.search(problem, own), target, cfg.bn_batches)
+    inner = Run(run.folder / RANDOM_SEARCH, run.main, NoTracker(), cfg.resume)
+    found = conclude(own, inner, strategy.search(own, inner), target, cfg.bn_batches)
     if run.main:
         if cfg.benchmark.table is not None:
-            judge(cfg, own.folder, problem.space, result)
-        log.info("random search: %s", summary(result))
+            judge(cfg, inner.folder, problem.space, found)
+        log.info("random search: %s", summary(found))
 
 
 def judge(cfg: DictConfig, folder: Path, space: SearchSpace, result: dict[str, Any]) -> None:

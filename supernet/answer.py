@@ -47,6 +47,15 @@ class Answer(ABC):
         where the shared weights are to judge it."""
         return None
 
+    def judge(self, architecture: Architecture) -> str:
+        """What the accuracy in `judged` is of, for people."""
+        return "short training"
+
+    @property
+    def num_judged(self) -> int | None:
+        """How many architectures the search judged one by one, where it did nothing else."""
+        return None
+
 
 class MostProbable(Answer):
     """Of a search with logits: the largest total score.
@@ -139,12 +148,23 @@ class BestRanked(Answer):
         return allowed and all(limit.holds(architecture) for limit in self.limits)
 
 
-class BestTrained(BestRanked):
-    """Of a search that trained each architecture on its own: there are no shared weights."""
+class BestTried(BestRanked):
+    """Of a search that judged each architecture by itself."""
 
     def judged(self, architecture: Architecture) -> tuple[float, float] | None:
-        record = next(r for r in self.ranked if r["architecture"] == dict(architecture))
+        record = self._record(architecture)
         return record["accuracy"], record["loss"]
+
+    def judge(self, architecture: Architecture) -> str:
+        judge: str = self._record(architecture).get("judge", super().judge(architecture))
+        return judge
+
+    @property
+    def num_judged(self) -> int:
+        return len(self.ranked)
+
+    def _record(self, architecture: Architecture) -> Mapping[str, Any]:
+        return next(r for r in self.ranked if r["architecture"] == dict(architecture))
 
 
 class Refined(Answer):

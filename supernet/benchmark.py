@@ -68,6 +68,17 @@ class Benchmark:
         _column(path, column)
         space.to_string(check_space(space))
 
+    def look_up(self, space: SearchSpace, architecture: Architecture) -> float:
+        """The accuracy of an architecture, in percent.
+
+        Raises:
+            ValueError: the space has no notation, or the table lacks the architecture.
+        """
+        text = space.to_string(architecture)
+        if text not in self.accuracies:
+            raise ValueError(f"{self.path} does not hold {text}: it is of another space")
+        return self.accuracies[text]
+
     def judge(self, space: SearchSpace, architecture: Architecture) -> dict[str, Any]:
         """Accuracy and rank of an architecture, as JSON values.
 
@@ -76,10 +87,7 @@ class Benchmark:
         Raises:
             ValueError: the space has no notation, or the table lacks the architecture.
         """
-        text = space.to_string(architecture)
-        if text not in self.accuracies:
-            raise ValueError(f"{self.path} does not hold {text}: it is of another space")
-        accuracy = self.accuracies[text]
+        accuracy = self.look_up(space, architecture)
         return {
             "name": self.name,
             "accuracy": accuracy,

@@ -13,7 +13,7 @@ from latency.table import Measurement
 from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.derive import reachable
-from supernet.estimators.shared_weights import SharedWeights
+from supernet.estimators.inherited import Inherited
 from supernet.files import write_json
 from supernet.meet import meet
 from supernet.strategies.base import Problem, Run, limit_records
@@ -52,6 +52,7 @@ def conclude(
     seconds, budget = run.seconds, problem.objective.budget
     result = resolve(problem, answer, target, bn_batches, budget, _expected(run))
     result["seconds"] = {"search": seconds}
+    result["evaluations"] = answer.num_judged
     if run.main:
         problem.space.architecture(result["architecture"]).save(run.folder / "architecture.json")
         write_json(run.folder / "result.json", result)
@@ -94,7 +95,7 @@ def resolve(
             measured = target.measure(found)
     found = space.architecture(broadcast_object_list([dict(found)])[0])
     judged = answer.judged(found)
-    accuracy, loss = judged or SharedWeights(problem, 256, bn_batches).accuracy(found)
+    accuracy, loss = judged or Inherited(problem, 256, bn_batches).accuracy(found)
     predicted_ms = target.predict and target.predict(found)
     return {
         "cost": {"name": cost.name, "unit": cost.unit},
@@ -102,23 +103,23 @@ def resolve(
         "reachable": list(reachable(space, cost)),
         "predicted": predicted_ms if cost.name == "latency" else cost.of(found),
         "limits": limit_records(problem, found, expected or {}),
+        "costs": {cost.name: cost.of(found) for cost in problem.costs},
         "predicted_ms": predicted_ms,
         "uncalibrated_ms": target.add_up and target.add_up(found),
         "measured_ms": measured and asdict(measured),
         "binding": budget is not None and (answer.binds(budget) or found != answer.best(None)),
         "attempts": attempts,
         "accuracy": accuracy,
-        "judged_by": _judge(problem, judged is not None),
+        "judged_by": answer.judge(found) if judged else _judge(problem),
+        "oracle": problem.estimator is not None and problem.estimator.oracle,
         "loss": loss,
         "architecture": dict(found),
         "objective": 100 - accuracy if math.isfinite(loss) else 100.0,
     }
 
 
-def _judge(problem: Problem, by_search: bool) -> str:
-    """What an accuracy is of."""
-    if by_search:
-        return "short training"
+def _judge(problem: Problem) -> str:
+    """What an accuracy of the supernet is of."""
     return "inherited weights" if problem.relaxation.inheritable else "the supernet's weights"
 
 

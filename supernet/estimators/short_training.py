@@ -83,6 +83,11 @@ class ShortTraining:
         batches = min(len(loader), math.ceil(num_images / recipe.batch_size))
         self.judges = [loader.batch(0, index) for index in range(batches)]
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a pass over the weight half."""
+        return len(self._loader(self.train_half, self.problem.seed, augment=True))
+
     def _loader(self, half: Split, seed: int, augment: bool) -> Loader:
         accelerator = self.problem.accelerator
         return Loader(

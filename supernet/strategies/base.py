@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -27,6 +28,11 @@ from supernet.sampling import RangeSampler
 from supernet.space import SearchSpace
 from supernet.tracking import Journal, Tracker, flatten
 
+if TYPE_CHECKING:
+    from supernet.estimators.base import Estimator
+
+SAVING_SHARE = 0.05  # of the time that a search may spend on checkpoints between its stages
+
 
 @dataclass
 class Problem:
@@ -35,6 +41,8 @@ class Problem:
     Attributes:
         cost: what the objective's budget is for.
         limits: on further costs, those of `objective.limits`.
+        estimator: judges single architectures, for a strategy that tries them.
+        costs: all that are known of the space, which records of architectures have.
     """
 
     space: SearchSpace
@@ -46,6 +54,17 @@ class Problem:
     accelerator: Accelerator
     seed: int
     limits: tuple[Limit, ...] = ()
+    estimator: Estimator | None = None
+    costs: tuple[AdditiveCost, ...] = ()
+
+    def is_feasible(self, architecture: Architecture) -> bool:
+        """Whether it is valid, and within budget and limits."""
+        budget = self.objective.budget
+        return (
+            self.space.is_valid(architecture)
+            and (budget is None or self.cost.of(architecture) <= budget)
+            and all(limit.holds(architecture) for limit in self.limits)
+        )
 
     def derive(self, scores: Mapping[str, Tensor]) -> Architecture:
         """The best architecture within budget and limits."""
@@ -142,6 +161,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._before = 0.0
+        self._saved_at, self._saving = -math.inf, 0.0
         if self.main:
             self.metrics = Journal(self.folder / "metrics.jsonl")
             self.timing = Journal(self.folder / "timing.jsonl")
@@ -170,6 +190,14 @@ class Run:
             journals = {"metrics": self.metrics.state, "timing": self.timing.state}
             content = {self.kind: state, "journals": journals, "seconds": self.seconds}
             save_checkpoint(self.checkpoint, content)
+
+    def save_in_time(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Write the checkpoint unless that would take a large share of the search's time."""
+        start = time.perf_counter()
+        if start - self._saved_at >= self._saving / SAVING_SHARE:
+            self.save(state())
+            self._saved_at = time.perf_counter()
+            self._saving = self._saved_at - start
 
     def load(self) -> dict[str, Any] | None:
         """State to resume from, or None to start anew; journal lines past it are cut.

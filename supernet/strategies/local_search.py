@@ -7,7 +7,7 @@ from typing import Any
 
 from latency.model import macs_cost
 from latency.sites import trace
-from supernet.answer import Answer, BestTrained
+from supernet.answer import Answer, BestTried
 from supernet.derive import derive
 from supernet.mixed_ops.base import MixedOp
 from supernet.strategies.base import Problem, Run, Strategy
@@ -42,4 +42,4 @@ class LocalSearch(Strategy):
 
     def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
         leaders = self.refinement.leaders(state["ranked"])
-        return BestTrained(problem.space, leaders, problem.limits)
+        return BestTried(problem.space, leaders, problem.limits)

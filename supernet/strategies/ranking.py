@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from supernet.choice import Architecture
-from supernet.estimators.shared_weights import SharedWeights
+from supernet.estimators.inherited import Inherited
 from supernet.strategies.base import Problem, Run, rank_record
 from supernet.strategies.state import SearchState
 
@@ -39,7 +39,7 @@ class Ranking:
         """Sample, and rank into `state.ranked`; processes share the work, a resume keeps it."""
         problem = state.problem
         candidates = self._sample(problem)
-        judge = SharedWeights(problem, self.batch_size, self.bn_batches)
+        judge = Inherited(problem, self.batch_size, self.bn_batches)
         world, rank = problem.accelerator.num_processes, problem.accelerator.process_index
         with run.progress(len(candidates), len(state.ranked), "ranking") as bar:
             while (start := len(state.ranked)) < len(candidates):

@@ -169,7 +169,7 @@ class Refinement:
             chosen = ((problem.space.by_name[name], option) for name, option in architecture)
             return sum(float(scores[c.name][c.index(option)]) for c, option in chosen)
 
-        within = [a for a in one_change(problem.space, leader) if _is_within(problem, a)]
+        within = [a for a in one_change(problem.space, leader) if problem.is_feasible(a)]
         return sorted(within, key=score, reverse=True)[: self.num_neighbours]
 
 
@@ -256,9 +256,3 @@ def one_change(space: SearchSpace, architecture: Architecture) -> Iterator[Archi
                     wanted.difference_update(way)
                     yield changed
 
-
-def _is_within(problem: Problem, architecture: Architecture) -> bool:
-    budget = problem.objective.budget
-    return (budget is None or problem.cost.of(architecture) <= budget) and all(
-        limit.holds(architecture) for limit in problem.limits
-    )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from supernet.choice import Choice
 from supernet.data.digits import Digits
 from supernet.engine import make_accelerator
-from supernet.estimators.shared_weights import SharedWeights
+from supernet.estimators.inherited import Inherited
 from supernet.evaluate import evaluate
 from supernet.mixed_ops.base import MixedOp, PathWeights, Scalable, one_hot
 from supernet.mixed_ops.partial_channels import PartialChannels, PartialOp
@@ -103,7 +103,7 @@ def test_a_derived_network_is_judged_in_the_partial_form(monkeypatch: pytest.Mon
         space, supernet, relaxation, TaskOnly(cost="macs"), cost, data,
         make_accelerator("no", "cpu"), 0,
     )  # fmt: skip
-    judge = SharedWeights(problem, batch_size=30, bn_batches=2)
+    judge = Inherited(problem, batch_size=30, bn_batches=2)
     before = {key: value.clone() for key, value in supernet.state_dict().items()}
     found = [judge.accuracy(space.sample(torch.Generator().manual_seed(s))) for s in range(3)]
     assert all(torch.equal(v, before[k]) for k, v in supernet.state_dict().items())

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,17 @@ from supernet.choice import Architecture
 from supernet.data.digits import Digits
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
+from supernet.estimators.base import Estimator
+from supernet.estimators.from_scratch import FromScratch
 from supernet.estimators.short_training import ShortTraining, Trained
 from supernet.limits import Limit
 from supernet.mixed_ops.base import MixedOp, Relaxation
+from supernet.mixed_ops.softmax import Softmax
 from supernet.objective import Budget
 from supernet.recipe import Recipe
 from supernet.space import SearchSpace
 from supernet.spaces.mbconv import MBConv
+from supernet.strategies import base
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.first_order import FirstOrder
 from supernet.strategies.ranking import Ranking
@@ -119,6 +125,20 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
+def make_tried(make_problem: Callable[..., Problem], recipe: Recipe) -> Callable[..., Problem]:
+    """A problem with an estimator, by default one that trains for three steps."""
+
+    def make(
+        relaxation: Relaxation | None = None, estimator: Estimator | None = None, **changes: Any
+    ) -> Problem:
+        estimator = estimator or FromScratch(recipe=recipe, steps=3, num_images=30)
+        problem = make_problem(relaxation or Softmax(), **changes)
+        return replace(problem, estimator=estimator, costs=(problem.cost,))
+
+    return make
+
+
+@pytest.fixture
 def make_refinement(recipe: Recipe) -> Callable[..., Refinement]:
     def make(**changes: Any) -> Refinement:
         settings: dict[str, Any] = {
@@ -171,8 +191,10 @@ def make_judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
 
 
 @pytest.fixture
-def check_resumes(make_run: Callable[..., Run]) -> Callable[..., None]:
+def check_resumes(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """That a search which is interrupted in a training ends as the one that is not."""
+
+    monkeypatch.setattr(base, "SAVING_SHARE", math.inf)  # save after each, however quick it is
 
     def check(judge: Judge, fail_at: int, search: Callable[[Run], Answer]) -> None:
         def found(run: Run) -> tuple[Architecture, str]:

@@ -15,7 +15,7 @@ from supernet.network import Network
 from supernet.strategies.base import Problem
 
 
-class SharedWeights:
+class Inherited:
     """Judges architectures by a trained supernet's weights.
 
     Each is built as its own network, inherits the weights, has its batch norms recalibrated on

@@ -1,0 +1,223 @@
+"""Strategies that try architectures: what they share, and what they ask for."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+
+from supernet.answer import Answer, BestTried
+from supernet.choice import Architecture
+from supernet.estimators.base import Estimate, Estimator
+from supernet.strategies.base import Problem, Run, Strategy, rank_record
+
+log = logging.getLogger(__name__)
+
+PURPOSE = 1  # beside the seed: by the seed alone, `Ranking` draws from the same range
+MAX_REPEATS = 1000  # proposals in a row of which nothing is new: there are no others
+
+
+class Trial(NamedTuple):
+    """An architecture and what is known of it.
+
+    Attributes:
+        accuracy: as the estimator has it.
+        reward: to be maximised; what the objective makes of accuracy, loss and cost.
+    """
+
+    architecture: Architecture
+    accuracy: float
+    reward: float
+
+
+# Yields architectures, all of them within budget and limits; is sent a trial of each.
+Proposals = Generator[Sequence[Architecture], Sequence[Trial], None]
+
+
+class Trials(Strategy):
+    """A search that tries architectures, one by one or in batches, and learns from their rewards.
+
+    A subclass says which ones (`propose`). The problem's estimator judges each architecture once:
+    if it is proposed again, it costs nothing. The search ends where the first of the bounds is
+    reached, where the proposals end, or where none of a thousand in a row is new.
+
+    A search is resumed by proposing anew, from the same seed, with the trials that are known.
+
+    Args:
+        num_evaluations: largest number of architectures that are judged; None for no bound.
+        seconds: none is begun after so many.
+    """
+
+    def __init__(
+        self, *, num_evaluations: int | None = None, seconds: float | None = None
+    ) -> None:
+        bounds = {"num_evaluations": num_evaluations, "seconds": seconds}
+        for name, value in bounds.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"strategy.{name} must be above 0; got {value}")
+        self.num_evaluations, self.seconds = num_evaluations, seconds
+
+    @abstractmethod
+    def propose(self, problem: Problem, generator: torch.Generator) -> Proposals:
+        """Yield batches of architectures; each `yield` gives their trials, in the same order.
+
+        Args:
+            generator: the source of all randomness, alike in all processes.
+        """
+
+    def check(self, problem: Problem) -> Estimator:
+        """Refuse before the search what it could not do.
+
+        Raises:
+            ValueError: there is no estimator, or nothing ends the search.
+        """
+        name = type(self).__name__
+        if problem.estimator is None:
+            raise ValueError(
+                f"{name} needs an estimator of architectures: estimator=from_scratch, "
+                "shared_weights, zero_cost or table"
+            )
+        if self.num_evaluations is None and self.seconds is None and not self.is_finite:
+            raise ValueError(
+                f"{name} would never end: set strategy.num_evaluations or strategy.seconds"
+            )
+        return problem.estimator
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the proposals come to an end by themselves."""
+        return False
+
+    def search(self, problem: Problem, run: Run) -> Answer:
+        estimator = self.check(problem)
+        saved = run.load()
+        estimator.prepare(problem, run, saved)
+        known = _Known(problem, run, estimator, list((saved or {}).get("ranked", [])))
+        proposals = self.propose(problem, make_generator(problem.seed))
+        with run.progress(self.num_evaluations or 0, 0, type(self).__name__) as bar:
+            wanted, repeats = next(proposals), 0
+            while not self._is_over(known, run):
+                new = known.new(wanted)
+                if self.num_evaluations is not None:
+                    new = new[: self.num_evaluations - known.count]
+                for _ in known.judge(new):
+                    bar.update()
+                repeats = 0 if new else repeats + 1
+                if known.new(wanted) or repeats == MAX_REPEATS:
+                    break
+                try:
+                    wanted = proposals.send([known.trials[a] for a in wanted])
+                except StopIteration:
+                    break
+        run.save(known.state_dict())
+        answer = self.answer(problem, known.state_dict())
+        if run.main:
+            best = min(known.records, key=lambda r: (r["rank_value"], r["loss"]))
+            log.info(
+                "%s: %d architectures judged by %s; %s has %.4g",
+                type(self).__name__, len(known.records), estimator.judge,
+                " ".join(best["architecture"].values()), best["accuracy"],
+            )  # fmt: skip
+        return answer
+
+    def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
+        return BestTried(problem.space, state["ranked"], problem.limits)
+
+    def _is_over(self, known: _Known, run: Run) -> bool:
+        """The same in all processes."""
+        enough = self.num_evaluations is not None and known.count >= self.num_evaluations
+        # What is known already was in time when it was judged.
+        late = self.seconds is not None and not known.replays and run.seconds >= self.seconds
+        return bool(broadcast_object_list([enough or (late and known.count > 0)])[0])
+
+
+@dataclass
+class _Known:
+    """The trials of a search.
+
+    Attributes:
+        records: of all that were judged, those of before an interruption included.
+        count: how many of them were asked for by now.
+    """
+
+    problem: Problem
+    run: Run
+    estimator: Estimator
+    records: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        space = self.problem.space
+        self._before = {space.architecture(r["architecture"]): r for r in self.records}
+        self.trials: dict[Architecture, Trial] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self.trials)
+
+    @property
+    def replays(self) -> bool:
+        """Whether some of before the interruption were not asked for yet."""
+        return self.count < len(self._before)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.estimator.state_dict(), "ranked": self.records}
+
+    def new(self, architectures: Sequence[Architecture]) -> list[Architecture]:
+        """Those that were never asked for, once each."""
+        return [a for a in dict.fromkeys(architectures) if a not in self.trials]
+
+    def judge(self, architectures: Sequence[Architecture]) -> Generator[None, None, None]:
+        """Judge each, processes side by side where the estimator can; yields after each."""
+        accelerator = self.problem.accelerator
+        width = 1 if self.estimator.together else accelerator.num_processes
+        todo = [a for a in architectures if a not in self._before]
+        for architecture in architectures:
+            if architecture in self._before:
+                self._take(architecture, self._before[architecture])
+                yield
+        for start in range(0, len(todo), width):
+            chunk = todo[start : start + width]
+            for architecture, found in zip(chunk, self._estimate(chunk, width), strict=False):
+                self._take(architecture, self._record(architecture, found))
+                self.records.append(self._last)
+                self.run.log(self._last)
+                yield
+            self.run.save_in_time(self.state_dict)
+
+    def _estimate(self, chunk: Sequence[Architecture], width: int) -> list[Estimate]:
+        for architecture in chunk:
+            assert self.problem.is_feasible(architecture), f"out of bounds: {architecture}"
+        if width == 1:
+            return [self.estimator.estimate(chunk[0])]
+        accelerator = self.problem.accelerator
+        rank = accelerator.process_index
+        found = torch.zeros(width, 2, dtype=torch.float64)
+        if rank < len(chunk):
+            found[rank] = torch.tensor(self.estimator.estimate(chunk[rank]))
+        found = accelerator.reduce(found.to(accelerator.device), reduction="sum")
+        return [Estimate(*pair) for pair in found.tolist()]
+
+    def _take(self, architecture: Architecture, record: dict[str, Any]) -> None:
+        reward = -record["rank_value"]
+        self.trials[architecture] = Trial(architecture, record["accuracy"], reward)
+        self._last = record
+
+    def _record(self, architecture: Architecture, found: Estimate) -> dict[str, Any]:
+        return {
+            "step": len(self.records) + 1, "epoch": 0, "candidate": len(self.records),
+            "judge": self.estimator.judge, "oracle": self.estimator.oracle,
+            "costs": {cost.name: cost.of(architecture) for cost in self.problem.costs},
+            **rank_record(self.problem, architecture, *found),
+        }  # fmt: skip
+
+
+def make_generator(seed: int) -> torch.Generator:
+    """The source of what a search proposes."""
+    state = np.random.SeedSequence((seed, PURPOSE)).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
