@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +21,13 @@ GAP = 1e-4  # of the integer program that looks between the two
 
 
 class Answer(ABC):
-    """One search answers for every budget."""
+    """One search answers for every budget.
+
+    Attributes:
+        inputs: by node, what its inputs weigh in the supernet where the search learned that.
+    """
+
+    inputs: Mapping[str, Tensor] = MappingProxyType({})
 
     @abstractmethod
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
@@ -55,11 +62,12 @@ class MostProbable(Answer):
     at least `LEAST_USE` is used, therefore, wherever an architecture does.
 
     Args:
-        scores: by choice, as `Relaxation.scores` gives them.
+        scores: by choice, as `Problem.scores` gives them.
         cost: that the budget is of.
         limits: on further costs.
         priced: the scores were learned under a budget that was still active at the end: its
             multiplier was above zero, or the expected cost was at it.
+        inputs: of nodes, as `Problem.inputs` gives them.
     """
 
     def __init__(
@@ -69,9 +77,10 @@ class MostProbable(Answer):
         cost: AdditiveCost,
         limits: Sequence[Limit] = (),
         priced: bool = False,
+        inputs: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.space, self.scores, self.cost, self.limits = space, scores, cost, limits
-        self.priced = priced
+        self.priced, self.inputs = priced, inputs
 
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
         limits = [*self.limits, *([Limit(Membership(but), 0)] if but else [])]
@@ -140,6 +149,7 @@ class Refined(Answer):
 
     def __init__(self, refined: BestRanked, probable: Answer) -> None:
         self.refined, self.probable = refined, probable
+        self.inputs = probable.inputs
 
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
         with suppress(Infeasible):
