@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,13 @@ GAP = 1e-4  # of the integer program that looks between the two
 
 
 class Answer(ABC):
-    """One search answers for every budget."""
+    """One search answers for every budget.
+
+    Attributes:
+        inputs: by node, what its inputs weigh in the supernet where the search learned that.
+    """
+
+    inputs: Mapping[str, Tensor] = MappingProxyType({})
 
     @abstractmethod
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
@@ -65,13 +72,14 @@ class MostProbable(Answer):
     at least `LEAST_USE` is used, therefore, wherever an architecture does.
 
     Args:
-        scores: by choice, as `Relaxation.scores` gives them.
+        scores: by choice, as `Problem.scores` gives them.
         cost: that the budget is of.
         limits: on further costs.
         priced: the scores were learned under a budget that was still active at the end: its
             multiplier was above zero, or the expected cost was at it.
         guarded: keep options that compute nothing from winning (`SearchSpace.safeguards`) where
             an architecture within budget and limits does.
+        inputs: of nodes, as `Problem.inputs` gives them.
     """
 
     def __init__(
@@ -82,9 +90,10 @@ class MostProbable(Answer):
         limits: Sequence[Limit] = (),
         priced: bool = False,
         guarded: bool = False,
+        inputs: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.space, self.scores, self.cost, self.limits = space, scores, cost, limits
-        self.priced = priced
+        self.priced, self.inputs = priced, inputs
         self.guarded = copy(space)
         self.guarded.at_most(space.safeguards if guarded else ())
 
@@ -173,6 +182,7 @@ class Refined(Answer):
 
     def __init__(self, refined: BestRanked, probable: Answer) -> None:
         self.refined, self.probable = refined, probable
+        self.inputs = probable.inputs
 
     def best(self, budget: float | None, but: Collection[Architecture] = ()) -> Architecture:
         with suppress(Infeasible):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import total_ordering
 from typing import Any
 
@@ -25,11 +25,15 @@ class Choice:
     Attributes:
         absent: the option that stands for nothing at all: where it is chosen, nothing runs and
             nothing is paid. None where every option is an operation.
+        into: the node that adds up what comes out here, as a choice among its inputs: its options
+            are the names of all choices that go into it. It is none of the space's own. None where
+            nothing is added up.
     """
 
     name: str
     options: tuple[str, ...]
     absent: str | None = None
+    into: Choice | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.options:
@@ -41,6 +45,8 @@ class Choice:
                 raise ValueError(f"{name!r} cannot name a choice or an option: empty, or has a dot")
         if self.absent is not None:
             self.index(self.absent)
+        if self.into is not None:
+            self.into.index(self.name)
 
     def index(self, option: str) -> int:
         """Position of `option`.
@@ -147,7 +153,7 @@ class ArchitectureParameters(nn.Module):
     """The logits: one vector a choice, kept outside the supernet.
 
     Args:
-        choices: the space's choices.
+        choices: the space's choices, then the nodes that have logits of their own.
         init_std: standard deviation of the normal the logits start from.
         generator: CPU generator that draws them (all processes pass the same seed).
         dtype: float32 for training; float64 for exact tests.

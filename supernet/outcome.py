@@ -95,7 +95,9 @@ def resolve(
             measured = target.measure(found)
     found = space.architecture(broadcast_object_list([dict(found)])[0])
     judged = answer.judged(found)
-    accuracy, loss = judged or Inherited(problem, 256, bn_batches).accuracy(found)
+    accuracy, loss = judged or Inherited(
+        problem, 256, bn_batches, answer.inputs
+    ).accuracy(found)
     predicted_ms = target.predict and target.predict(found)
     return {
         "cost": {"name": cost.name, "unit": cost.unit},

@@ -169,6 +169,26 @@ class SearchSpace(ABC):
         pairs = tuple((name, options[name]) for name in names)
         return Architecture(self.id, self.settings, pairs)
 
+    @property
+    def genes(self) -> tuple[Choice, ...]:
+        """The decisions in the grain and in the order in which controllers predict them and
+        mutations change them: by default the choices. Where an option says several things at once,
+        such as an input and an operation, a space takes it apart here.
+        """
+        return self.choices
+
+    def encode(self, architecture: Architecture) -> dict[str, str]:
+        """Option by gene."""
+        return dict(architecture)
+
+    def decode(self, genes: Mapping[str, str]) -> Architecture:
+        """The architecture that genes stand for, valid or not.
+
+        Raises:
+            ValueError: unknown or missing genes, or an unknown option, each by name.
+        """
+        return self.architecture(genes)
+
     def check(self, architecture: Architecture) -> Architecture:
         """The same architecture with its choices in this space's order.
 

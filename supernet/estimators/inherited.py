@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
 
 from supernet.choice import Architecture
 from supernet.data import Loader
@@ -10,7 +12,7 @@ from supernet.data.sources import Batch
 from supernet.engine import kept_buffers
 from supernet.evaluate import evaluate, recalibrate_bn
 from supernet.inherit import inherit_weights
-from supernet.mixed_ops.base import one_hot
+from supernet.mixed_ops.base import PathWeights, one_hot
 from supernet.network import Network
 from supernet.strategies.base import Problem
 
@@ -27,10 +29,18 @@ class Inherited:
         problem: its supernet is trained.
         batch_size: images a batch.
         bn_batches: batches of the weight half for the running statistics.
+        inputs: what the inputs of nodes weigh (`Answer.inputs`), of a supernet that is judged.
     """
 
-    def __init__(self, problem: Problem, batch_size: int, bn_batches: int) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        batch_size: int,
+        bn_batches: int,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.problem, self.bn_batches = problem, bn_batches
+        self.inputs = {n: PathWeights(tuple(range(len(v))), v) for n, v in (inputs or {}).items()}
         weight_half, arch_half = problem.data.search_splits(problem.seed)
         device = problem.accelerator.device
         self.weight_loader = Loader(
@@ -53,7 +63,8 @@ class Inherited:
         """(accuracy in percent, loss) on the architecture half."""
         if self.problem.relaxation.inheritable:
             return evaluate(self.network(architecture), self.arch_loader)
-        supernet, weights = self.problem.supernet, one_hot(architecture, self.problem.space.choices)
+        supernet = self.problem.supernet
+        weights = {**self.inputs, **one_hot(architecture, self.problem.space.choices)}
         with kept_buffers(supernet):
             recalibrate_bn(supernet, self._batches(), weights)
             return evaluate(supernet, self.arch_loader, weights=weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ class PathWeights:
     values: Tensor | None = None
 
 
-Weights = Mapping[str, PathWeights]  # by choice name
+Weights = Mapping[str, PathWeights]  # by the name of a choice or a node
 Candidates = Mapping[str, Callable[[], nn.Module]]  # option -> builder of its module
 
 
@@ -168,6 +168,11 @@ class Relaxation(ABC):
     def build(self, choice: Choice, candidates: Candidates) -> MixedOp:
         """The module that stands at a searchable position."""
         return MixedOp(choice, candidates)
+
+    def nodes(self, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+        """The nodes (`Choice.into`) whose inputs have logits, too; by default none. They come with
+        the logits of choices, and weights and probabilities are made of both alike."""
+        return ()
 
     @abstractmethod
     def for_weight_step(

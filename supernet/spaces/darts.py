@@ -85,11 +85,7 @@ class Darts(SearchSpace):
         self.width, self.num_cells = width, num_cells
         self.stem_multiplier, self.pool_norm = stem_multiplier, pool_norm
         super().__init__(
-            choices=tuple(
-                Choice(choice_name(kind, *edge), OPERATIONS, absent=NONE)
-                for kind in KINDS
-                for edge in EDGES
-            ),
+            choices=tuple(chain.from_iterable(_inputs(*pair) for pair in product(KINDS, NODES))),
             settings={
                 "in_chans": in_chans,
                 "img_size": img_size,
@@ -242,6 +238,12 @@ class Darts(SearchSpace):
                     edges.append((start + s, start + t, operation))
             edges += [(start + node, start + OUTPUT, "") for node in NODES]
         return Diagram(tuple(nodes), tuple(edges))
+
+
+def _inputs(kind: str, node: int) -> list[Choice]:
+    names = tuple(choice_name(kind, source, node) for source in incoming(node))
+    into = Choice(f"{kind}_into_{node}", names)
+    return [Choice(name, OPERATIONS, absent=NONE, into=into) for name in names]
 
 
 def _entry(in_chs: int, width: int, stride: int, affine: bool) -> nn.Module:

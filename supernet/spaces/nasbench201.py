@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cache, partial
-from itertools import product
+from itertools import chain, product
 from typing import cast
 
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ class NasBench201(SearchSpace):
         self.widths = tuple(widths)
         self.num_cells = num_cells
         super().__init__(
-            choices=tuple(Choice(edge_name(*edge), OPERATIONS) for edge in EDGES),
+            choices=tuple(chain.from_iterable(map(_inputs, range(1, NUM_NODES)))),
             settings={
                 "in_chans": in_chans,
                 "img_size": img_size,
@@ -208,6 +208,12 @@ class NasBench201(SearchSpace):
     def diagram(self, architecture: Architecture) -> Diagram:
         edges = tuple((s, t, architecture[edge_name(s, t)]) for s, t in EDGES)
         return Diagram(("input", "1", "2", "output"), edges)
+
+
+def _inputs(node: int) -> list[Choice]:
+    names = tuple(edge_name(source, node) for source in range(node))
+    into = Choice(f"into_{node}", names)
+    return [Choice(name, OPERATIONS, into=into) for name in names]
 
 
 @cache

@@ -66,6 +66,25 @@ class Problem:
             and all(limit.holds(architecture) for limit in self.limits)
         )
 
+    def scores(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of `Relaxation.scores`; an option's has that of its choice among the inputs of a
+        node added to it, where the logits have nodes (Xu et al. 2020, section 3.3)."""
+        found = self.relaxation.scores(logits)
+        for choice in self.space.choices:
+            if choice.into is not None and choice.into.name in found:
+                share = found[choice.into.name][choice.into.index(choice.name)]
+                found[choice.name] = found[choice.name] + share
+        return {name: found[name] for name in self.space.by_name}
+
+    def shares(self, probabilities: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`SearchSpace.shares`: nodes cost nothing, whatever their inputs weigh."""
+        return self.space.shares({name: probabilities[name] for name in self.space.by_name})
+
+    def inputs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the inputs of nodes weigh, by node, where the logits have nodes."""
+        nodes = {name: v for name, v in logits.items() if name not in self.space.by_name}
+        return self.relaxation.probabilities(nodes)
+
     def derive(self, scores: Mapping[str, Tensor]) -> Architecture:
         """The best architecture within budget and limits."""
         return derive(self.space, scores, self.cost, self.objective.budget, self.limits)

@@ -83,7 +83,7 @@ class EpochLog:
 
     def _derived(self) -> Architecture:
         problem = self.state.problem
-        return problem.derive(problem.relaxation.scores(self.state.parameters()))
+        return problem.derive(problem.scores(self.state.parameters()))
 
     def _logits(self) -> dict[str, Any]:
         """Where the architecture parameters stand."""
@@ -91,9 +91,11 @@ class EpochLog:
         probabilities = {
             name: p.detach().double().cpu()
             for name, p in problem.relaxation.probabilities(logits).items()
+            if name in problem.space.by_name
         }
         shares = problem.space.shares(probabilities)
-        argmax, derived = derive(problem.space, problem.relaxation.scores(logits)), self._derived()
+        argmax, derived = derive(problem.space, problem.scores(logits)), self._derived()
+        inputs = {name: p.tolist() for name, p in problem.inputs(logits).items()}
         return {
             "expected_cost": float(problem.cost.expected(shares)),
             "uncalibrated_cost": float(problem.cost.uncalibrated.expected(shares)),
@@ -105,6 +107,7 @@ class EpochLog:
             **self._shares(argmax, ""),
             **self._shares(derived, "derived_"),
             "probabilities": {name: p.tolist() for name, p in probabilities.items()},
+            **({"inputs": inputs} if inputs else {}),
             "architecture": dict(derived),
         }
 

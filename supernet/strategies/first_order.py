@@ -126,21 +126,22 @@ class FirstOrder(Strategy):
         assert self.refinement is not None
         problem = state.problem
         start = self._derived(problem, state.state_dict()).best(problem.objective.budget)
-        scores = problem.space.scores(problem.relaxation.scores(state.parameters()))
+        scores = problem.space.scores(problem.scores(state.parameters()))
         place = {"step": state.step, "epoch": state.weight_stream.epoch}
         for _ in self.refinement.refine(problem, run, start, scores, state.ranked, place):
             run.save(state.state_dict())
 
     def _derived(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
         names = problem.space.by_name
-        logits = {name: state["logits"][f"logits.{name}"].detach() for name in names}
-        scores = problem.relaxation.scores(logits)
+        logits = {k.removeprefix("logits."): v.detach() for k, v in state["logits"].items()}
+        scores = problem.scores(logits)
         # A learned multiplier comes and goes by little where the expectation stays at the budget.
         learned = {"multiplier": 0.0, "used": 0.0, **state["objective"]}
         priced = learned["multiplier"] > 0 or learned["used"] >= LEAST_USE
         derived: Answer = MostProbable(
-            problem.space, scores, problem.cost, problem.limits, priced, self.safeguard
-        )
+            problem.space, scores, problem.cost, problem.limits, priced,
+            guarded=self.safeguard, inputs=problem.inputs(logits),
+        )  # fmt: skip
         selected = state.get("selected", {})
         complete = len(selected) == len(names)  # and invalid, while a node has too many edges
         if complete and problem.space.is_valid(problem.space.architecture(selected)):
@@ -234,7 +235,7 @@ class FirstOrder(Strategy):
                     f"the loss of an architecture step is {found} after {state.step} weight steps; "
                     "lower strategy.weight_optimizer.lr or set strategy.clip_grad"
                 )
-            shares = problem.space.shares(sample.cost_weights)
+            shares = problem.shares(sample.cost_weights)
             cost = problem.cost.expected(shares)
             limited = problem.expected(shares)
             state.logits_optimizer.zero_grad()

@@ -46,6 +46,11 @@ class ProxylessReinforce(FirstOrder):
                 f"{name} does not have: its options do not compete; use another mixed op, such as "
                 "binary_gate"
             )
+        if problem.relaxation.nodes(problem.space.choices):
+            raise ValueError(
+                "strategy=proxyless_reinforce runs one path at a time, which says nothing of what "
+                f"the inputs of a node weigh in {name}; set mixed_op.edge_norm=false"
+            )
         return super().search(problem, run)
 
     def sample(self, state: SearchState, logits: Mapping[str, Tensor], progress: float) -> Sample:

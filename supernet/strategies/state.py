@@ -65,8 +65,9 @@ class SearchState:
         accelerator = problem.accelerator
         self.problem = problem
         self.generator = torch.Generator().manual_seed(problem.seed)
+        choices = problem.space.choices
         self.parameters = ArchitectureParameters(
-            problem.space.choices, init_std, self.generator
+            (*choices, *problem.relaxation.nodes(choices)), init_std, self.generator
         ).to(accelerator.device)
         self.weight_stream, self.arch_stream = (
             Stream(

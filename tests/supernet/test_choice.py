@@ -41,6 +41,17 @@ def test_choice_refuses(name: str, options: tuple[str, ...], message: str) -> No
         Choice(name, options)
 
 
+def test_a_choice_goes_into_a_node_that_lists_it() -> None:
+    """What it is a choice of stays the same."""
+    node = Choice("sum", ("kernel", "other"))
+    placed = dataclasses.replace(CHOICES[0], into=node)
+    assert placed.into == node and placed.into.index(placed.name) == 0
+    assert placed == CHOICES[0] and hash(placed) == hash(CHOICES[0])
+    assert repr(placed) == repr(CHOICES[0]) and sorted([placed, CHOICES[1]])[0].name == "depth"
+    with pytest.raises(ValueError, match="'sum' has no option 'depth'; valid: kernel, other"):
+        dataclasses.replace(CHOICES[1], into=node)
+
+
 def test_choices_and_architectures_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         CHOICES[0].name = "other"  # type: ignore[misc]

@@ -191,7 +191,9 @@ def make_judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
 
 
 @pytest.fixture
-def check_resumes(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def check_resumes(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
     """That a search which is interrupted in a training ends as the one that is not."""
 
     monkeypatch.setattr(base, "SAVING_SHARE", math.inf)  # save after each, however quick it is

@@ -162,7 +162,7 @@ def test_a_budget_alone_brings_the_expected_cost_down_to_it(
     @torch.no_grad()
     def expected() -> float:
         p = problem.relaxation.probabilities(state.parameters())
-        return float(problem.cost.expected(problem.space.shares(p)))
+        return float(problem.cost.expected(problem.shares(p)))
 
     before, budget = expected(), problem.objective.budget
     assert before > 1.05 * budget
