@@ -177,6 +177,13 @@ class SearchSpace(ABC):
         """
         return self.choices
 
+    @property
+    def anchors(self) -> Mapping[str, tuple[int, int]]:
+        """Genes that say whether a layer reads an earlier one, as (layer, earlier layer): a
+        controller decides them by its states at the two layers' first genes. Their second option
+        is the one that joins the layers."""
+        return {}
+
     def encode(self, architecture: Architecture) -> dict[str, str]:
         """Option by gene."""
         return dict(architecture)

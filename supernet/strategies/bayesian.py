@@ -1,0 +1,105 @@
+"""Bayesian optimisation by a sampler of Optuna (Akiba et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from supernet.choice import Architecture
+from supernet.space import SearchSpace, Way
+from supernet.strategies.base import Problem
+from supernet.strategies.trials import Proposals, Trials
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial as OptunaTrial
+
+PATIENCE = 10
+
+
+class Bayesian(Trials):
+    """Asks the sampler for an architecture and tells it the reward.
+
+    Each gene is a categorical parameter. Where the space's constraints tie choices together, the
+    ways to settle such a group (`SearchSpace.ways`) are one parameter, so that what is asked for
+    is valid. What is outside budget and limits is told as failed, and judged by nobody. After ten
+    suggestions in a row that are out of bounds or known already, one is drawn at random.
+
+    Args:
+        sampler: makes one of Optuna's samplers of a seed.
+        num_evaluations, seconds: as for all `Trials`.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: Callable[..., Any],
+        num_evaluations: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        super().__init__(num_evaluations=num_evaluations, seconds=seconds)
+        self.sampler = sampler
+
+    def propose(self, problem: Problem, generator: torch.Generator) -> Proposals:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        study = optuna.create_study(sampler=self.sampler(seed=seed), direction="maximize")
+        parameters, sampler = _Parameters(problem.space), problem.sampler()
+        known: set[Architecture] = set()
+        idle = 0  # suggestions in a row that brought nothing new
+        while True:
+            asked: list[tuple[OptunaTrial, Architecture]] = []
+            while len(asked) < problem.accelerator.num_processes:
+                if idle and idle % PATIENCE == 0:
+                    study.enqueue_trial(parameters.of(sampler.sample(generator)))
+                trial = study.ask()
+                architecture = parameters.suggest(trial)
+                idle = idle + 1 if architecture in known else 0
+                known.add(architecture)
+                if problem.is_feasible(architecture):
+                    asked.append((trial, architecture))
+                else:
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            trials = yield [architecture for _, architecture in asked]
+            for (trial, _), judged in zip(asked, trials, strict=True):
+                study.tell(trial, judged.reward)
+
+
+class _Parameters:
+    """The genes of a space as categorical parameters, and groups of tied choices as one each."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.groups = [group for group in space.ways() if len(group[0]) > 1]
+        tied = {name for group in self.groups for name, _ in group[0]}
+        self.genes = {
+            gene.name: self._allowed(gene.name, gene.options)
+            for gene in space.genes
+            if gene.name not in tied
+        }
+
+    def _allowed(self, name: str, options: Sequence[str]) -> Sequence[str]:
+        own = self.space.by_name.get(name)
+        return options if own is None else self.space.allowed(own)
+
+    def of(self, architecture: Architecture) -> dict[str, Any]:
+        """The values that stand for an architecture."""
+        genes, pairs = self.space.encode(architecture), set(architecture)
+        found: dict[str, Any] = {name: genes[name] for name in self.genes}
+        for group in self.groups:
+            found[_name(group)] = next(n for n, way in enumerate(group) if pairs.issuperset(way))
+        return found
+
+    def suggest(self, trial: OptunaTrial) -> Architecture:
+        genes = {n: str(trial.suggest_categorical(n, o)) for n, o in self.genes.items()}
+        for group in self.groups:
+            way: Any = trial.suggest_categorical(_name(group), list(range(len(group))))
+            genes |= dict(group[way])
+        return self.space.decode(genes)
+
+
+def _name(group: Sequence[Way]) -> str:
+    return " ".join(choice for choice, _ in group[0])
