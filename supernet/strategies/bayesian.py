@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class Bayesian(Trials):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         seed = int(torch.randint(2**31, (1,), generator=generator))
         study = optuna.create_study(sampler=self.sampler(seed=seed), direction="maximize")
         parameters, sampler = _Parameters(problem.space), problem.sampler()
