@@ -169,7 +169,7 @@ class SearchSpace(ABC):
         pairs = tuple((name, options[name]) for name in names)
         return Architecture(self.id, self.settings, pairs)
 
-    @property
+    @cached_property
     def genes(self) -> tuple[Choice, ...]:
         """The decisions in the grain and in the order in which controllers predict them and
         mutations change them: by default the choices. Where an option says several things at once,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import chain, combinations, product
 
 import torch
@@ -39,6 +39,7 @@ OPERATIONS = (
 )
 KINDS = ("normal", "reduce")
 KEPT = 2  # edges of a node
+WHICH = ("first", "second")  # of them
 
 
 def choice_name(kind: str, source: int, target: int) -> str:
@@ -186,6 +187,34 @@ class Darts(SearchSpace):
                 operations = factor * probabilities[name][first:]
                 found[name] = torch.cat([1 - operations.sum(dim=0, keepdim=True), operations])
         return {name: found[name] for name in probabilities}
+
+    @cached_property
+    def genes(self) -> tuple[Choice, ...]:
+        """Of each node the two edges that it keeps, by where they come from, and their operations:
+        whatever they say is valid."""
+        found = []
+        for kind, node in product(KINDS, NODES):
+            pairs = tuple("+".join(map(str, pair)) for pair in combinations(incoming(node), KEPT))
+            found.append(Choice(f"{kind}_{node}_inputs", pairs))
+            found += [Choice(f"{kind}_{node}_{which}", OPERATIONS[1:]) for which in WHICH]
+        return tuple(found)
+
+    def encode(self, architecture: Architecture) -> dict[str, str]:
+        genes = {}
+        for kind, node in product(KINDS, NODES):
+            edges = {s: architecture[choice_name(kind, s, node)] for s in incoming(node)}
+            kept = {source: operation for source, operation in edges.items() if operation != NONE}
+            genes[f"{kind}_{node}_inputs"] = "+".join(map(str, kept))
+            for which, operation in zip(WHICH, kept.values(), strict=True):
+                genes[f"{kind}_{node}_{which}"] = operation
+        return genes
+
+    def decode(self, genes: Mapping[str, str]) -> Architecture:
+        options = {choice.name: NONE for choice in self.choices}
+        for kind, node in product(KINDS, NODES):
+            for source, which in zip(genes[f"{kind}_{node}_inputs"].split("+"), WHICH, strict=True):
+                options[choice_name(kind, int(source), node)] = genes[f"{kind}_{node}_{which}"]
+        return self.architecture(options)
 
     def ways(self) -> Sequence[Sequence[Way]]:
         """A node is a group: each two of its edges, each with each operation."""

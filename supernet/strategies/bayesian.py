@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from supernet.choice import Architecture
 from supernet.space import SearchSpace, Way
 from supernet.strategies.base import Problem
 from supernet.strategies.trials import Proposals, Trials
+from supernet.strategies.variation import allowed_options, tied_groups
 
 if TYPE_CHECKING:
     from optuna.trial import Trial as OptunaTrial
@@ -28,27 +29,26 @@ class Bayesian(Trials):
     suggestions in a row that are out of bounds or known already, one is drawn at random.
 
     Args:
-        sampler: makes one of Optuna's samplers of a seed.
+        sampler: name of a class of `optuna.samplers`.
+        settings: its arguments, the seed aside.
         num_evaluations, seconds: as for all `Trials`.
     """
 
     def __init__(
         self,
         *,
-        sampler: Callable[..., Any],
+        sampler: str,
+        settings: Mapping[str, Any],
         num_evaluations: int | None = None,
         seconds: float | None = None,
     ) -> None:
         super().__init__(num_evaluations=num_evaluations, seconds=seconds)
-        self.sampler = sampler
+        self.sampler, self.settings = sampler, dict(settings)
 
     def propose(self, problem: Problem, generator: torch.Generator) -> Proposals:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna = _import_optuna()
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        study = optuna.create_study(sampler=self.sampler(seed=seed), direction="maximize")
+        study = optuna.create_study(sampler=self._make(optuna, seed), direction="maximize")
         parameters, sampler = _Parameters(problem.space), problem.sampler()
         known: set[Architecture] = set()
         idle = 0  # suggestions in a row that brought nothing new
@@ -69,23 +69,49 @@ class Bayesian(Trials):
             for (trial, _), judged in zip(asked, trials, strict=True):
                 study.tell(trial, judged.reward)
 
+    def _make(self, optuna: Any, seed: int) -> Any:
+        names = [name for name in optuna.samplers.__all__ if name.endswith("Sampler")]
+        if self.sampler not in names or self.sampler == "BaseSampler":
+            raise ValueError(
+                f"strategy.sampler={self.sampler!r} is none of Optuna's samplers; valid: "
+                + ", ".join(name for name in names if name != "BaseSampler")
+            )
+        try:
+            return getattr(optuna.samplers, self.sampler)(seed=seed, **self.settings)
+        except TypeError as error:
+            raise ValueError(
+                f"strategy.settings={self.settings} is refused by {self.sampler}: {error}"
+            ) from error
+
+
+def _import_optuna() -> Any:
+    """Old and new versions alike, without what they say of themselves.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import optuna
+        except ImportError:
+            raise ValueError(
+                "strategy=bayesian needs Optuna: pip install 'supernet[bayesian]'"
+            ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    return optuna
+
 
 class _Parameters:
     """The genes of a space as categorical parameters, and groups of tied choices as one each."""
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        self.groups = [group for group in space.ways() if len(group[0]) > 1]
+        self.groups = tied_groups(space)
         tied = {name for group in self.groups for name, _ in group[0]}
-        self.genes = {
-            gene.name: self._allowed(gene.name, gene.options)
-            for gene in space.genes
-            if gene.name not in tied
-        }
-
-    def _allowed(self, name: str, options: Sequence[str]) -> Sequence[str]:
-        own = self.space.by_name.get(name)
-        return options if own is None else self.space.allowed(own)
+        free = (gene for gene in space.genes if gene.name not in tied)
+        self.genes = {gene.name: allowed_options(space, gene) for gene in free}
 
     def of(self, architecture: Architecture) -> dict[str, Any]:
         """The values that stand for an architecture."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from supernet.choice import Architecture, Choice
-from supernet.space import Way
+from supernet.space import SearchSpace, Way
 from supernet.strategies.base import Problem
 
 TRIES = 100  # to find one that is within budget and limits
@@ -22,6 +22,22 @@ def pick(items: Sequence[T], generator: torch.Generator) -> T:
     return items[int(torch.randint(len(items), (1,), generator=generator))]
 
 
+def tied_groups(space: SearchSpace) -> list[Sequence[Way]]:
+    """The groups of several choices (`SearchSpace.ways`) whose choices are genes themselves."""
+    genes = {gene.name for gene in space.genes}
+    return [
+        group
+        for group in space.ways()
+        if len(group[0]) > 1 and all(name in genes for name, _ in group[0])
+    ]
+
+
+def allowed_options(space: SearchSpace, gene: Choice) -> tuple[str, ...]:
+    """The options of a gene, without those that are excluded of a choice."""
+    own = space.by_name.get(gene.name)
+    return gene.options if own is None else space.allowed(own)
+
+
 class Variation:
     """Draws, mutates and crosses architectures of a problem.
 
@@ -33,18 +49,9 @@ class Variation:
     def __init__(self, problem: Problem, generator: torch.Generator) -> None:
         self.problem, self.space, self.generator = problem, problem.space, generator
         self._sampler = problem.sampler()
-        self._options = {gene.name: self._allowed(gene) for gene in self.space.genes}
+        self._options = {g.name: allowed_options(self.space, g) for g in self.space.genes}
         self._free = [name for name, options in self._options.items() if len(options) > 1]
-        self._tied: dict[str, Sequence[Way]] = {
-            name: group
-            for group in self.space.ways()
-            if group and len(group[0]) > 1
-            for name, _ in group[0]
-        }
-
-    def _allowed(self, gene: Choice) -> tuple[str, ...]:
-        own = self.space.by_name.get(gene.name)
-        return gene.options if own is None else self.space.allowed(own)
+        self._tied = {n: group for group in tied_groups(self.space) for n, _ in group[0]}
 
     def draw(self) -> Architecture:
         """One of all, uniformly."""

@@ -1,0 +1,244 @@
+"""The controller and its gradient against formulas, and a search whose answer is known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from supernet.choice import Choice
+from supernet.estimators.base import Estimate, Estimator
+from supernet.spaces.nasbench201 import NasBench201
+from supernet.strategies.controller import Controller, Squash
+from supernet.strategies.reinforce import Reinforce
+
+GENES = (
+    Choice("a", ("x", "y")),
+    Choice("b", ("x", "y")),
+    Choice("b_reads_a", ("cut", "join")),
+    Choice("c", ("p", "q", "r")),
+    Choice("c_reads_a", ("cut", "join")),
+    Choice("c_reads_b", ("cut", "join")),
+)
+SQUASH = Squash(temperature=2.0, tanh_constant=1.5)
+ANCHORS = {"b_reads_a": (1, 0), "c_reads_a": (2, 0), "c_reads_b": (2, 1)}
+
+
+def make_controller(
+    genes: Sequence[Choice] = GENES,
+    anchors: Mapping[str, tuple[int, int]] = ANCHORS,
+    shared: bool = True,
+) -> Controller:
+    controller = Controller(
+        genes, anchors, hidden=5, num_layers=2, shared=shared, squash=SQUASH, skip_rate=0.4,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in controller.parameters():
+            parameter *= 10  # else all is uniform
+    return controller.double()
+
+
+def make_strategy(**changes: Any) -> Reinforce:
+    settings: dict[str, Any] = {
+        "batch": 4, "optimizer": {"opt": "adam", "lr": 0.02, "weight_decay": 0.0}, "hidden": 16,
+        "num_layers": 1, "shared": True, "temperature": 1.0, "tanh_constant": None,
+        "baseline_decay": 0.9, "power": 1.0, "entropy_weight": 0.0, "skip_weight": 0.0,
+        "skip_rate": 0.4, "num_evaluations": 10,
+    }  # fmt: skip
+    return Reinforce(**{**settings, **changes})
+
+
+def every(genes: Sequence[Choice]) -> Iterator[dict[str, str]]:
+    for chosen in itertools.product(*(gene.options for gene in genes)):
+        yield {gene.name: option for gene, option in zip(genes, chosen, strict=True)}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("anchors", [ANCHORS, {}])
+def test_probabilities_of_all_sequences_sum_to_one(shared: bool, anchors: Any) -> None:
+    controller = make_controller(anchors=anchors, shared=shared)
+    probabilities = [controller(genes=genes).log_prob.exp().item() for genes in every(GENES)]
+    assert sum(probabilities) == pytest.approx(1.0)
+    assert max(probabilities) > 2 * min(probabilities)
+
+
+def test_draws_have_these_probabilities() -> None:
+    controller, generator = make_controller(GENES[:3]), torch.Generator().manual_seed(1)
+    number = 800
+    counts: dict[tuple[str, ...], int] = {}
+    for _ in range(number):
+        drawn = controller(generator)
+        counts[tuple(drawn.genes.values())] = counts.get(tuple(drawn.genes.values()), 0) + 1
+        assert drawn.log_prob.item() == pytest.approx(controller(genes=drawn.genes).log_prob.item())
+    for genes in every(GENES[:3]):
+        p = controller(genes=genes).log_prob.exp().item()
+        error = math.sqrt(p * (1 - p) / number)
+        assert abs(counts.get(tuple(genes.values()), 0) / number - p) < 4.5 * error
+
+
+def test_shared_genes_have_one_embedding_and_one_softmax() -> None:
+    own, shared = make_controller(shared=False), make_controller(shared=True)
+    assert len(own.heads) == len(own.embeddings) == 3  # skips have none
+    assert len(shared.heads) == len(shared.embeddings) == 2
+
+
+def test_skips_are_decided_by_attention() -> None:
+    """By the formula of ENAS, with the LSTM run by hand."""
+    controller = make_controller(GENES[:3])
+    zero = torch.zeros(1, 5, dtype=torch.float64)
+    state = [(zero, zero), (zero, zero)]
+
+    def step(x: Tensor) -> Tensor:
+        for index, cell in enumerate(controller.cells):
+            state[index] = cell(x, state[index])
+            x = state[index][0]
+        return x
+
+    first = step(controller.start)
+    step(controller.embeddings[0](torch.tensor([1])))
+    current = step(controller.embeddings[0](torch.tensor([0])))
+    previous, current = first @ controller.previous.weight.T, current @ controller.current.weight.T
+    hidden = torch.tanh(previous + current)
+    q = (hidden @ controller.vector.weight.T).item()
+    q = 1.5 * math.tanh(q / 2.0)
+    p_join = 1 / (1 + math.exp(-2 * q))
+    genes = {"a": "y", "b": "x", "b_reads_a": "join"}
+    joined = controller(genes=genes)
+    cut = controller(genes={**genes, "b_reads_a": "cut"})
+    found = (joined.log_prob - cut.log_prob).item()
+    assert found == pytest.approx(math.log(p_join / (1 - p_join)))
+    divergence = p_join * math.log(p_join / 0.4) + (1 - p_join) * math.log((1 - p_join) / 0.6)
+    assert joined.skip_kl.item() == pytest.approx(divergence)
+
+
+def reward_of(genes: Mapping[str, str]) -> float:
+    return (sum(map(ord, "".join(genes.values()))) % 7) / 7
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.4])
+def test_the_gradient_is_that_of_the_expected_reward(baseline: float) -> None:
+    """Weighted by their probabilities, the gradients of all draws are those of the sum
+    of R(a) p(a), by finite differences."""
+    controller = make_controller()
+    strategy = make_strategy()
+
+    def expected() -> float:
+        with torch.no_grad():
+            return sum(
+                controller(genes=genes).log_prob.exp().item() * reward_of(genes)
+                for genes in every(GENES)
+            )
+
+    total: Tensor = torch.zeros(())
+    for genes in every(GENES):
+        drawn = controller(genes=genes)
+        weight = drawn.log_prob.detach().exp()
+        total = total + weight * strategy.loss([drawn], [reward_of(genes)], baseline)
+    controller.zero_grad()
+    total.backward()
+    eps = 1e-6
+    generator = torch.Generator().manual_seed(2)
+    for parameter in controller.parameters():
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        assert parameter.grad is not None
+        slopes = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * eps * direction
+            slopes.append(sign * expected())
+            with torch.no_grad():
+                parameter -= sign * eps * direction
+        found = -(parameter.grad * direction).sum().item()
+        assert found == pytest.approx(sum(slopes) / (2 * eps), rel=1e-4, abs=1e-8)
+
+
+def test_the_loss_has_entropy_and_divergence_by_their_weights() -> None:
+    controller = make_controller()
+    drawn = [controller(genes=genes) for genes in itertools.islice(every(GENES), 2)]
+    plain = make_strategy().loss(drawn, [0.5, 0.2], 0.1)
+    whole = make_strategy(entropy_weight=0.3, skip_weight=0.7).loss(drawn, [0.5, 0.2], 0.1)
+    entropy = sum(one.entropy.item() for one in drawn) / 2
+    divergence = sum(one.skip_kl.item() for one in drawn) / 2
+    assert (whole - plain).item() == pytest.approx(-0.3 * entropy + 0.7 * divergence)
+
+
+def test_entropy_is_that_of_the_distributions() -> None:
+    genes = (Choice("a", ("x", "y", "z")),)
+    controller = make_controller(genes, {})
+    p = [controller(genes={"a": option}).log_prob.exp().item() for option in "xyz"]
+    expected = -sum(x * math.log(x) for x in p)
+    assert controller(genes={"a": "x"}).entropy.item() == pytest.approx(expected)
+
+
+class OneBest(Estimator):
+    """The share of edges that are as in one cell."""
+
+    judge = "agreement with one cell"
+
+    def prepare(self, problem: Any, run: Any, saved: Any) -> None:
+        names = ["nor_conv_3x3", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "none"]
+        self.best = {c.name: names[i % 5] for i, c in enumerate(problem.space.choices)}
+
+    def estimate(self, architecture: Any) -> Estimate:
+        right = sum(self.best[name] == option for name, option in architecture)
+        return Estimate(100 * right / 6, 1 - right / 6)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.slow
+def test_it_finds_the_one_best_sequence(seed: int, make_tried: Any, make_run: Any) -> None:
+    space = NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1)
+    problem = make_tried(estimator=OneBest(), space=space, share=1.0, seed=seed)
+    strategy = make_strategy(num_evaluations=600, batch=8, entropy_weight=0.02)
+    answer = strategy.search(problem, make_run())
+    best = answer.best(None)
+    assert answer.judged(best)[0] == 100
+    records = sorted(answer.ranked, key=lambda record: record["candidate"])
+    late = [record["accuracy"] for record in records[-50:]]
+    assert sum(late) / 50 > 1.5 * sum(record["accuracy"] for record in records[:50]) / 50
+
+
+def test_what_is_not_feasible_has_no_reward_and_is_learned_to_be_avoided(
+    make_tried: Any, make_run: Any
+) -> None:
+    """The cells that hold a pool are forbidden; the controller comes to draw few of them."""
+    space = NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1)
+    space.exclude(["*=avg_pool_3x3"])
+    problem = make_tried(estimator=OneBest(), space=space, share=1.0)
+    strategy = make_strategy(num_evaluations=100)
+    shares = []
+    decode = space.decode
+
+    def spy(genes: Mapping[str, str]) -> Any:
+        shares.append("avg_pool_3x3" in genes.values())
+        return decode(genes)
+
+    space.decode = spy  # type: ignore[method-assign]
+    strategy.search(problem, make_run())
+    half = len(shares) // 2
+    assert sum(shares[half:]) < 0.7 * sum(shares[:half])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 0}, "strategy.batch must be 1 or more; got 0"),
+        ({"baseline_decay": 1.0}, "strategy.baseline_decay must be between 0 and 1; got 1.0"),
+        ({"skip_rate": 0.0}, "strategy.skip_rate must be between 0 and 1; got 0.0"),
+        ({"temperature": 0.0}, "strategy.temperature must be above 0; got 0.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_strategy(**changes)
+
+
+def test_rewards_are_shares_of_accuracy() -> None:
+    assert make_strategy(power=3.0).reward(90.0) == pytest.approx(0.729)
+    assert make_strategy(power=3.0).reward(-2.0) == pytest.approx(-0.02)

@@ -1,0 +1,185 @@
+"""What holds for every strategy that tries architectures, found among the configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+
+import supernet_conf
+from supernet.answer import Answer
+from supernet.choice import Architecture
+from supernet.estimators.base import Estimate, Estimator
+from supernet.spaces.darts import Darts
+from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nasbench201 import NasBench201
+from supernet.strategies import trials
+from supernet.strategies.base import Problem, Run
+from supernet.strategies.random_search import RandomSearch
+from supernet.strategies.trials import Proposals, Trials
+from supernet.tracking import read_journal
+
+FOLDER = Path(next(iter(supernet_conf.__path__))) / "strategy"
+SMALL = {
+    "aging_evolution": ["population=4", "sample_size=2"],
+    "evolution": ["population=4", "num_parents=2", "num_mutations=2", "num_crossovers=1"],
+    "evolution_ofa": ["population=4", "num_parents=2", "num_mutations=2", "num_crossovers=2"],
+}
+
+
+def make(name: str, num_evaluations: int | None = 12) -> Any:
+    own = [f"strategy.{setting}" for setting in SMALL.get(name, [])]
+    bound = "null" if num_evaluations is None else num_evaluations
+    with initialize_config_module("supernet_conf", version_base="1.3"):
+        cfg = compose("search", [f"strategy={name}", *own])
+        if "num_evaluations" in cfg.strategy:
+            cfg.strategy.num_evaluations = None if bound == "null" else bound
+        return instantiate(cfg.strategy, _convert_="all")
+
+
+NAMES = sorted(
+    path.stem for path in FOLDER.glob("*.yaml") if isinstance(make(path.stem), Trials)
+)
+SPACES = {
+    "mbconv": MBConv(
+        in_chans=1, img_size=8, stem_chs=8, stem_stride=1, first_chs=8, stages=[[8, 4, 2]],
+        kernels=[3, 5], expansions=[2], head_chs=16,
+    ),
+    "nasbench201": NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1),
+    "darts": Darts(in_chans=1, img_size=8, width=2, num_cells=3),
+}  # fmt: skip
+
+
+class Count(Estimator):
+    """How many options differ from the first ones of all choices."""
+
+    judge = "counting"
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.asked: list[Architecture] = []
+        self.stop_at = stop_at
+
+    def prepare(self, problem: Problem, run: Run, saved: Any) -> None:
+        self.space = problem.space
+
+    def estimate(self, architecture: Architecture) -> Estimate:
+        if len(self.asked) == self.stop_at:
+            raise KeyboardInterrupt
+        self.asked.append(architecture)
+        choices = self.space.choices
+        wanted = sum(choice.options[0] != architecture[choice.name] for choice in choices)
+        return Estimate(10.0 * wanted, 1.0 / (1 + wanted))
+
+
+def test_there_are_such_strategies() -> None:
+    assert {"random", "evolution", "aging_evolution", "reinforce", "bayesian", "grid"} <= {*NAMES}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", NAMES)
+def test_each_judges_as_many_as_are_asked_for_all_within_the_budget(
+    name: str, space: str, make_tried: Any, make_run: Any
+) -> None:
+    count, number = Count(), 12
+    share = 0.8 if space == "mbconv" else 0.6
+    problem = make_tried(estimator=count, space=SPACES[space], share=share)
+    run = make_run()
+    answer = make(name, number).search(problem, run)
+    assert len(set(count.asked)) == len(count.asked) == number
+    assert all(problem.is_feasible(architecture) for architecture in count.asked)
+    records = read_journal(run.folder / "metrics.jsonl")
+    assert [record["architecture"] for record in records] == [dict(a) for a in count.asked]
+    assert all(record["judge"] == "counting" and not record["oracle"] for record in records)
+    assert all(record["costs"] == {"macs": record["cost"]} for record in records)
+    best = answer.best(problem.objective.budget)
+    assert answer.judged(best) == max(
+        (record["accuracy"], record["loss"]) for record in records
+    )
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 7])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_goes_on_where_it_was_interrupted(
+    name: str, stop_at: int, make_tried: Any, make_run: Any, check_resumes: Any
+) -> None:
+    space = SPACES["nasbench201"]
+    counts = []
+
+    def search(run: Run) -> Answer:
+        counts.append(Count())
+        return make(name, 10).search(make_tried(estimator=counts[-1], space=space), run)
+
+    whole = make_run("whole")
+    best = search(whole).best(None)
+    with pytest.raises(KeyboardInterrupt):
+        cut = make_tried(estimator=Count(stop_at), space=space)
+        make(name, 10).search(cut, make_run("cut"))
+    again = make_run("cut", resume=True)
+    assert search(again).best(None) == best
+    assert counts[1].asked == counts[0].asked[stop_at:]
+    for file in ("metrics.jsonl", "checkpoint/search.safetensors"):
+        one, other = ((run.folder / file).read_bytes() for run in (whole, again))
+        assert file != "metrics.jsonl" or one == other
+    search(make_run("cut", resume=True))
+    assert counts[2].asked == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_depends_on_the_seed_alone(name: str, make_tried: Any, make_run: Any) -> None:
+    asked = []
+    for index, seed in enumerate((0, 0, 1)):
+        count = Count()
+        problem = make_tried(estimator=count, space=SPACES["nasbench201"], seed=seed)
+        make(name, 10).search(problem, make_run(str(index)))
+        asked.append(count.asked)
+    assert asked[0] == asked[1]
+    assert (asked[0] != asked[2]) == (name != "grid")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_ends_where_there_is_nothing_else(
+    name: str, make_tried: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few architectures are within the budget. They are judged once each, or the search ends where
+    proposal after proposal brings no other."""
+    monkeypatch.setattr(trials, "MAX_REPEATS", 60)
+    count = Count()
+    problem = make_tried(estimator=count, share=0.8)
+    make(name, 1000).search(problem, make_run())
+    generator = torch.Generator().manual_seed(3)
+    within = {problem.sampler().sample(generator) for _ in range(100)}
+    assert 1 < len(within) < problem.space.size
+    assert len(set(count.asked)) == len(count.asked) and set(count.asked) <= within
+    assert name == "reinforce" or set(count.asked) == within
+
+
+class Twice(Trials):
+    """Proposes each architecture twice, and keeps what it is told."""
+
+    def propose(self, problem: Problem, generator: Any) -> Proposals:
+        sampler = problem.sampler()
+        self.told = []
+        while True:
+            architecture = sampler.sample(generator)
+            self.told.append((yield [architecture, architecture]))
+
+
+def test_what_is_known_costs_nothing_and_is_told_again(make_tried: Any, make_run: Any) -> None:
+    count, strategy = Count(), Twice(num_evaluations=3)
+    strategy.search(make_tried(estimator=count, share=1.0), make_run())
+    assert len(count.asked) == 3
+    for one, other in strategy.told:
+        assert one == other and one.reward == one.accuracy
+
+
+def test_what_is_out_of_bounds_is_never_judged(make_tried: Any, make_run: Any) -> None:
+    class Wrong(RandomSearch):
+        def propose(self, problem: Problem, generator: Any) -> Proposals:
+            yield [max((problem.space.sample(generator) for _ in range(50)), key=problem.cost.of)]
+
+    with pytest.raises(AssertionError, match="out of bounds"):
+        Wrong(num_evaluations=1).search(make_tried(estimator=Count(), share=0.8), make_run())
