@@ -16,7 +16,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from supernet.estimators.table import Table
 from supernet.files import write_json
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.trials import Trials
-from supernet.tracking import NoTracker
 from supernet_scripts.common import make_objective, make_space
 from supernet_scripts.measuring import measure_space
 
@@ -69,8 +67,7 @@ def make_problem(cfg: DictConfig, table: Table) -> Problem:
 
 def best_so_far(strategy: Trials, problem: Problem, seed: int) -> list[float]:
     """The best accuracy after each evaluation."""
-    run = Run(Path(), main=False, tracker=NoTracker())  # writes nothing
-    answer: Any = strategy.search(replace(problem, seed=seed), run)
+    answer: Any = strategy.search(replace(problem, seed=seed), Run.unwritten())
     accuracies = [record["accuracy"] for record in answer.ranked]
     return [max(accuracies[: n + 1]) for n in range(len(accuracies))]
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,12 @@ class Objective(ABC):
         budget_share: budget as a share of the dearest valid architecture's cost.
         limits: largest values of other costs, by name, peak_memory (bytes) among them; None is no
             limit.
+
+    Attributes:
+        differentiable: whether there is a loss for architecture steps.
     """
+
+    differentiable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -247,6 +252,43 @@ class FBNet(_Logarithmic):
         self, task_loss: Tensor, cost: Tensor, limited: Mapping[str, Tensor] = _NONE
     ) -> Tensor:
         return task_loss * self.alpha * self._log(cost) ** self.beta
+
+
+class Product(Objective):
+    """The reward ACC (cost / target)^w of MnasNet (Tan et al. 2019, equations 2 and 3), with
+    w = alpha where the cost is at most the target, and beta above it.
+
+    It ranks architectures that are tried one by one; a gradient search has no use for it.
+
+    Args:
+        target: T, in the unit of the cost; no bound, which a budget is.
+        alpha, beta: both -0.07 for the soft form, 0 and -1 for the hard one.
+    """
+
+    differentiable = False
+
+    def __init__(self, target: float | None, alpha: float, beta: float, **budget: Any) -> None:
+        super().__init__(**budget)
+        if target is None or not (math.isfinite(target) and target > 0):
+            raise ValueError(
+                f"objective.target={target} must be a positive number: the {self.cost} that an "
+                "architecture should have, in ms for latency"
+            )
+        if alpha > 0 or beta > 0:
+            raise ValueError(
+                f"objective.alpha={alpha} and objective.beta={beta} must be at most 0: a larger "
+                "cost is no merit"
+            )
+        self.target, self.alpha, self.beta = target, alpha, beta
+
+    def loss(
+        self, task_loss: Tensor, cost: Tensor, limited: Mapping[str, Tensor] = _NONE
+    ) -> Tensor:
+        raise AssertionError("a reward of single architectures has no loss")
+
+    def rank(self, accuracy: float, task_loss: float, cost: float) -> float:
+        exponent = self.alpha if cost <= self.target else self.beta
+        return -float(accuracy * (cost / self.target) ** exponent)
 
 
 class Budget(Objective):

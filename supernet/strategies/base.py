@@ -26,7 +26,7 @@ from supernet.network import Network
 from supernet.objective import Objective
 from supernet.sampling import RangeSampler
 from supernet.space import SearchSpace
-from supernet.tracking import Journal, Tracker, flatten
+from supernet.tracking import Journal, NoTracker, Tracker, flatten
 
 if TYPE_CHECKING:
     from supernet.estimators.base import Estimator
@@ -184,6 +184,11 @@ class Run:
         if self.main:
             self.metrics = Journal(self.folder / "metrics.jsonl")
             self.timing = Journal(self.folder / "timing.jsonl")
+
+    @classmethod
+    def unwritten(cls) -> Run:
+        """One that leaves nothing behind."""
+        return cls(Path(), main=False, tracker=NoTracker())
 
     @property
     def checkpoint(self) -> Path:

@@ -87,6 +87,12 @@ class FirstOrder(Strategy):
         self.selection, self.refinement = selection, refinement
 
     def search(self, problem: Problem, run: Run) -> Answer:
+        if problem.relaxation.has_logits and not problem.objective.differentiable:
+            raise ValueError(
+                f"the objective {type(problem.objective).__name__} ranks single architectures and "
+                "has no loss for architecture steps: choose another one (objective=budget), or a "
+                "strategy that tries architectures (strategy=evolution)"
+            )
         if self.monitor is not None:
             self.monitor.check(problem.relaxation)
         if self.selection is not None:

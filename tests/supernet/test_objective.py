@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from supernet.objective import Additive, Budget, FBNet, Proxyless, TaskOnly
+from supernet.objective import Additive, Budget, FBNet, Product, Proxyless, TaskOnly
 
 RANGE = (2.0, 10.0)
 
@@ -197,3 +197,28 @@ def test_a_share_is_of_the_largest() -> None:
 def test_ranking_goes_by_accuracy_unless_the_loss_has_a_price() -> None:
     assert TaskOnly().rank(90.0, 2.0, 9.0) < TaskOnly().rank(80.0, 1.0, 1.0)
     assert Additive(lambda2=1.0).rank(90.0, 2.0, 9.0) > Additive(lambda2=1.0).rank(80.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "cost", "expected"),
+    [
+        (-0.07, -0.07, 40.0, 80 * (40 / 20) ** -0.07),
+        (-0.07, -0.07, 10.0, 80 * (10 / 20) ** -0.07),
+        (0.0, -1.0, 10.0, 80.0),
+        (0.0, -1.0, 20.0, 80.0),
+        (0.0, -1.0, 40.0, 40.0),
+    ],
+)
+def test_the_reward_of_mnasnet(alpha: float, beta: float, cost: float, expected: float) -> None:
+    objective = Product(target=20.0, alpha=alpha, beta=beta)
+    assert -objective.rank(80.0, 1.0, cost) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"target": None}, "target=None must be a positive"), ({"target": 0.0}, "target=0.0 must"),
+     ({"beta": 1.0}, "beta=1.0 must be at most 0")],
+)  # fmt: skip
+def test_a_reward_without_sense_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Product(**{"target": 2.0, "alpha": 0.0, "beta": -1.0, **changes})
