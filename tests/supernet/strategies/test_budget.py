@@ -38,7 +38,7 @@ EVERY = [
     if pair not in REFUSED
 ]
 SHARES = {"nasbench201": 0.25, "mbconv": 0.75, "darts": 0.35}  # below an even mixture
-WITH_LOGITS = [pair for pair in EVERY if pair[1] != "one_shot"]
+WITH_LOGITS = [pair for pair in EVERY if pair[1] not in ("one_shot", "single_path")]
 
 
 def quick(pairs: Sequence[tuple[str, str]]) -> list[Any]:
