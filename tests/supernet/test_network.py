@@ -30,7 +30,7 @@ FORMS = {  # space, side and number of the images
     "darts": (Darts(width=4, num_cells=4), 16, 4),
     "mbconv_224": (narrow(STAGES_224, stem_stride=2), 64, 4),
     "mbconv_32": (narrow(STAGES_32, stem_stride=1), 32, 4),
-    "spos": (Spos(stem_chs=8, stages=[(16, 2, 2), (24, 1, 1)], head_chs=32), 16, 4),
+    "spos": (Spos(stem_chs=8, stages=[(16, 3, 2), (24, 2, 1), (40, 2, 2)], head_chs=32), 16, 4),
 }
 FULL_FORMS = {
     "nasbench201_full": (NasBench201(), 32, 4),
