@@ -328,6 +328,49 @@ def test_strategies_and_mixed_ops_run_through(
     assert dict(again) == result["architecture"]
 
 
+SHARED = (
+    "mixed_op=single_path", "strategy=random", "strategy.num_evaluations=4",
+    "estimator=shared_weights", "estimator.epochs=2", "estimator.batch_size=8",
+    "search_baseline=random",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_architectures_tried_on_shared_weights_run_through(commands: Any, tmp_path: Path) -> None:
+    """Killed in the training of the supernet, which serves the baseline as well; what is derived
+    and retrained inherits from it."""
+    tiny = [word for word in commands.TINY if not word.startswith(("strategy.", "experiment="))]
+    search = [*tiny, *SHARED, "objective=budget", "objective.cost=macs", "measure=false"]
+    search += ["checkpoint_every=1", "run_dir=run"]
+    killed = commands("search", *search, cwd=tmp_path, report=False, kill=("weight-step", 5))
+    assert killed.code == -9, killed.err
+    commands.succeed("search", *search, "resume=true", cwd=tmp_path)
+    run = tmp_path / "run"
+    result, random = read(run / "result.json"), read(run / "random_search" / "result.json")
+    assert result["judged_by"] == "inherited weights" and result["evaluations"] == 4
+    assert random["evaluations"] == 4 and random["accuracy"] == result["accuracy"]  # one seed
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(x["phase"], x["step"]) for x in lines] == [
+        ("search", 4), ("search", 8), *[("rank", step) for step in (9, 10, 11, 12)]
+    ]  # fmt: skip
+    lines = (run / "random_search" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == ["rank"] * 4
+    assert "Ranking of candidates" in (run / "report.html").read_text()
+    budget = f"budget={result['reachable'][1]}"
+    commands.succeed("derive", "run=run", "output=again", budget, "onnx=true", cwd=tmp_path)
+    again = Architecture.load(tmp_path / "again" / "architecture.json")
+    assert dict(again) == result["architecture"]
+    assert (tmp_path / "again" / "network.onnx").is_file()
+    short = ["recipe.epochs=1", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
+    commands.succeed("retrain", "run=run", "init=inherit", "device=cpu", *short, cwd=tmp_path)
+    entries = read(run / "retrain" / "result.json")["networks"]
+    assert {entry["init"] for entry in entries} == {"inherit"}
+    refused = commands.refuse(
+        "search", *search[:-1], "mixed_op=softmax", "run_dir=no", cwd=tmp_path
+    )  # fmt: skip
+    assert "Softmax has logits" in refused
+
+
 @pytest.mark.slow
 def test_a_search_reads_the_accuracies_of_a_benchmark_in_the_end(
     commands: Any, tmp_path: Path

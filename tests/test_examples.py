@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -93,25 +94,30 @@ def test_chain_without_a_convolution_is_not_valid(space: SearchSpace) -> None:
     assert space.is_valid(space.architecture({**options, "layer_1": "dilated"}))
 
 
-def test_single_path_runs_one_candidate_drawn_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_annealed_weights_become_sharper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    from single_path import SinglePath  # type: ignore[import-not-found]
+    from annealed import Annealed  # type: ignore[import-not-found]
 
-    generator = torch.Generator().manual_seed(0)
-    logits = {"a": torch.tensor([9.0, 0.0, -9.0])}
-    counts = torch.zeros(3)
-    for _ in range(600):
-        path = SinglePath().for_weight_step(logits, generator, progress=0.0)["a"]
-        assert len(path.active) == 1 and path.values is None
-        counts[path.active[0]] += 1
-    assert counts.min() > 150  # 200 expected, deviation 11.5
+    generator = torch.Generator()
+    logits = {"a": torch.tensor([0.5, -0.2], dtype=torch.float64, requires_grad=True)}
+    for progress, temperature in ((0.0, 1.6), (0.5, (1.6 * 0.12) ** 0.5), (1.0, 0.12)):
+        first = 1 / (1 + math.exp(-0.7 / temperature))
+        fixed = Annealed().for_weight_step(logits, generator, progress)["a"]
+        assert fixed.active == (0, 1) and not fixed.values.requires_grad
+        assert fixed.values.tolist() == pytest.approx([first, 1 - first])
+        sample = Annealed().for_architecture_step(logits, generator, progress)
+        assert_close(sample.weights["a"].values, fixed.values)
+        (gradient,) = torch.autograd.grad(sample.weights["a"].values[0], logits["a"])
+        slope = first * (1 - first) / temperature
+        assert gradient.tolist() == pytest.approx([slope, -slope])
+        assert sample.cost_weights["a"].tolist() == pytest.approx([0.6681878, 0.3318122])
 
 
 @pytest.mark.slow
 def test_search_of_the_example(tmp_path: Path) -> None:
     """The README's command, with the files in the user's own folder."""
     command = [sys.executable, str(ROOT / "scripts" / "search.py"), "--config-dir"]
-    command += [str(EXAMPLES / "conf"), "space=chain", "mixed_op=single_path"]
+    command += [str(EXAMPLES / "conf"), "space=chain", "mixed_op=annealed"]
     command += ["objective.budget_share=0.8", "run_dir=mine", *TINY]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
     done = subprocess.run(

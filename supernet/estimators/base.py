@@ -30,15 +30,18 @@ class Estimator(ABC):
         judge: what an accuracy is of, for people.
         oracle: whether the answer is the truth that searches are judged by.
         together: whether all processes judge each architecture together; else each judges others.
+        steps_before: those of its training; the journal counts the architectures on from there.
     """
 
     judge: ClassVar[str]
     oracle: ClassVar[bool] = False
     together: ClassVar[bool] = False
+    steps_before: int = 0
 
     @abstractmethod
     def prepare(self, problem: Problem, run: Run, saved: Mapping[str, Any] | None) -> None:
-        """Get ready, which may take training; called once, before anything is estimated.
+        """Get ready, which may take training; called before anything is estimated, and once more
+        for another search in the same problem.
 
         Args:
             saved: the checkpoint of a run that is resumed.

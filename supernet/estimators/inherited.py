@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from torch import Tensor
 
@@ -30,6 +32,7 @@ class Inherited:
         batch_size: images a batch.
         bn_batches: batches of the weight half for the running statistics.
         inputs: what the inputs of nodes weigh (`Answer.inputs`), of a supernet that is judged.
+        num_images: of the architecture half that judge, in whole batches; None for all.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Inherited:
         batch_size: int,
         bn_batches: int,
         inputs: Mapping[str, Tensor] | None = None,
+        num_images: int | None = None,
     ) -> None:
         self.problem, self.bn_batches = problem, bn_batches
         self.inputs = {n: PathWeights(tuple(range(len(v))), v) for n, v in (inputs or {}).items()}
@@ -46,9 +50,15 @@ class Inherited:
         self.weight_loader = Loader(
             weight_half, batch_size=batch_size, seed=problem.seed, train=True, device=device
         )
+        # A part of the half is taken in an order of its own: the half may be sorted by class.
+        part = num_images is not None
         self.arch_loader = Loader(
-            arch_half, batch_size=batch_size, seed=problem.seed, train=False, device=device
-        )
+            arch_half, batch_size=batch_size, seed=problem.seed, train=part, augment=False,
+            drop_last=False, device=device,
+        )  # fmt: skip
+        self.num_judges = len(self.arch_loader)
+        if num_images is not None:
+            self.num_judges = min(self.num_judges, math.ceil(num_images / batch_size))
 
     def network(self, architecture: Architecture) -> Network:
         """The derived network with inherited weights and fresh running statistics."""
@@ -62,12 +72,15 @@ class Inherited:
     def accuracy(self, architecture: Architecture) -> tuple[float, float]:
         """(accuracy in percent, loss) on the architecture half."""
         if self.problem.relaxation.inheritable:
-            return evaluate(self.network(architecture), self.arch_loader)
+            return evaluate(self.network(architecture), self._judges())
         supernet = self.problem.supernet
         weights = {**self.inputs, **one_hot(architecture, self.problem.space.choices)}
         with kept_buffers(supernet):
             recalibrate_bn(supernet, self._batches(), weights)
-            return evaluate(supernet, self.arch_loader, weights=weights)
+            return evaluate(supernet, self._judges(), weights=weights)
+
+    def _judges(self) -> Iterator[Batch]:
+        return islice(iter(self.arch_loader), self.num_judges)
 
     def _batches(self) -> Iterator[Batch]:
         """Of the weight half, for running statistics."""

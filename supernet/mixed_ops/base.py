@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from supernet.choice import Architecture, Choice
+
+if TYPE_CHECKING:
+    from supernet.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,8 @@ class Sample:
 
 
 class Relaxation(ABC):
-    """How logits become weights. Subclasses are stateless; randomness comes from `generator`,
-    a CPU generator that is seeded alike in every process.
+    """How logits become weights. Nothing that changes from step to step is kept in it; randomness
+    comes from `generator`, a CPU generator that is seeded alike in every process.
 
     Attributes:
         has_logits: whether there are logits to train.
@@ -173,6 +176,9 @@ class Relaxation(ABC):
         """The nodes (`Choice.into`) whose inputs have logits, too; by default none. They come with
         the logits of choices, and weights and probabilities are made of both alike."""
         return ()
+
+    def begin(self, space: SearchSpace) -> None:  # noqa: B027
+        """Told once, before the first step, what is searched; by default of no use."""
 
     @abstractmethod
     def for_weight_step(

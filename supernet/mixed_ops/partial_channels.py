@@ -79,7 +79,8 @@ class PartialChannels(Softmax):
             raise ValueError(
                 "mixed_op=partial_channels needs positions that keep their number of channels, as "
                 f"in space=nasbench201; choice {choice.name!r} is none. Other mixed ops fit every "
-                "space: softmax, beta_softmax, sigmoid, gumbel, binary_gate, one_shot"
+                "space: softmax, beta_softmax, sigmoid, gumbel, binary_gate, one_shot, "
+                "single_path"
             )
         if candidates.width % self.share:
             raise ValueError(

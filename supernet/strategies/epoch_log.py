@@ -49,8 +49,8 @@ class EpochLog:
         loss, accuracy = state.weight_meter.read(accelerator)
         if not math.isfinite(loss):
             raise Diverged(
-                f"the training loss is {loss} in epoch {epoch + 1}; lower "
-                "strategy.weight_optimizer.lr or set strategy.clip_grad"
+                f"the training loss is {loss} in epoch {epoch + 1}; lower weight_optimizer.lr or "
+                "set clip_grad"
             )
         record: dict[str, Any] = {
             "step": state.step,

@@ -46,7 +46,7 @@ class FirstOrder(Strategy):
         init_std: standard deviation of the normal the logits start from.
         channels_last: memory format of the supernet and its inputs.
         safeguard: keep options that compute nothing from winning (`SearchSpace.safeguards`).
-        ranking: how a relaxation without logits chooses.
+        ranking: how a relaxation without logits chooses; None where it is trained alone.
         monitor: watches one with logits for collapse; None for none.
         selection: settles its choices by perturbation; None takes the most probable ones.
         refinement: of what is derived in the end; None takes it as it is.
@@ -66,7 +66,7 @@ class FirstOrder(Strategy):
         init_std: float,
         channels_last: bool,
         safeguard: bool = True,
-        ranking: Ranking,
+        ranking: Ranking | None,
         monitor: Monitor | None = None,
         selection: Perturbation | None = None,
         refinement: Refinement | None = None,
@@ -86,6 +86,35 @@ class FirstOrder(Strategy):
         self.safeguard, self.ranking, self.monitor = safeguard, ranking, monitor
         self.selection, self.refinement = selection, refinement
 
+    @classmethod
+    def of_weights(
+        cls,
+        *,
+        epochs: int,
+        batch_size: int,
+        weight_optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        clip_grad: float | None,
+        channels_last: bool,
+    ) -> FirstOrder:
+        """To `train` the weights of a relaxation without logits, and nothing else."""
+        return cls(
+            epochs=epochs, warmup_epochs=0, arch_every=1, batch_size=batch_size,
+            weight_optimizer=weight_optimizer, arch_optimizer={}, scheduler=scheduler,
+            clip_grad=clip_grad, init_std=0.0, channels_last=channels_last, ranking=None,
+        )  # fmt: skip
+
+    def start(self, problem: Problem) -> SearchState:
+        """Everything at its beginning."""
+        return SearchState(
+            problem,
+            self.batch_size,
+            self.weight_optimizer,
+            self.arch_optimizer,
+            self.init_std,
+            self.memory_format,
+        )
+
     def search(self, problem: Problem, run: Run) -> Answer:
         if problem.relaxation.has_logits and not problem.objective.differentiable:
             raise ValueError(
@@ -99,18 +128,12 @@ class FirstOrder(Strategy):
             self.selection.check(problem.relaxation)
         if self.refinement is not None:
             self.refinement.check(problem)
-        state = SearchState(
-            problem,
-            self.batch_size,
-            self.weight_optimizer,
-            self.arch_optimizer,
-            self.init_std,
-            self.memory_format,
-        )
+        state = self.start(problem)
         if (saved := run.load()) is not None:
             state.load_state_dict(saved)
         self.train(state, run)
         if not problem.relaxation.has_logits:
+            assert self.ranking is not None, "trained alone"
             self.ranking.rank(state, run)
             return self.answer(problem, state.state_dict())
         if self.selection is not None:
@@ -239,7 +262,7 @@ class FirstOrder(Strategy):
                 found = "not finite in another process" if finite else value
                 raise Diverged(
                     f"the loss of an architecture step is {found} after {state.step} weight steps; "
-                    "lower strategy.weight_optimizer.lr or set strategy.clip_grad"
+                    "lower weight_optimizer.lr or set clip_grad"
                 )
             shares = problem.shares(sample.cost_weights)
             cost = problem.cost.expected(shares)

@@ -66,6 +66,7 @@ class SearchState:
         self.problem = problem
         self.generator = torch.Generator().manual_seed(problem.seed)
         choices = problem.space.choices
+        problem.relaxation.begin(problem.space)
         self.parameters = ArchitectureParameters(
             (*choices, *problem.relaxation.nodes(choices)), init_std, self.generator
         ).to(accelerator.device)

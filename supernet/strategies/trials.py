@@ -209,8 +209,9 @@ class _Known:
         self._last = record
 
     def _record(self, architecture: Architecture, found: Estimate) -> dict[str, Any]:
+        number = len(self.records)
         return {
-            "step": len(self.records) + 1, "epoch": 0, "candidate": len(self.records),
+            "step": self.estimator.steps_before + number + 1, "epoch": 0, "candidate": number,
             "judge": self.estimator.judge, "oracle": self.estimator.oracle,
             "costs": {cost.name: cost.of(architecture) for cost in self.problem.costs},
             **rank_record(self.problem, architecture, *found),

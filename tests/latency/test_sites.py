@@ -16,6 +16,7 @@ from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.spaces.spos import Spos
 
 SPACES = [
     NasBench201(widths=(4, 8), num_cells=2, img_size=8),
@@ -29,6 +30,7 @@ SPACES = [
         head_chs=24,
     ),
     Darts(width=4, num_cells=3, img_size=8),
+    Spos(img_size=16, stem_chs=8, stages=[(16, 2, 2)], head_chs=16),
 ]
 CHOICE = Choice("edge", ("wide", "skip"))
 

@@ -12,6 +12,7 @@ from supernet.space import LinearConstraint, SearchSpace
 from supernet.spaces.darts import EDGES, Darts, choice_name
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.spaces.spos import Spos
 
 
 def few_darts_cells() -> Darts:
@@ -32,6 +33,7 @@ SPACES: dict[str, SearchSpace] = {
     "darts": few_darts_cells(),
     "mbconv": MBConv(stages=[[24, 2, 2], [40, 2, 2]], kernels=[3, 5], expansions=[3]),
     "nasbench201": NasBench201(),
+    "spos": Spos(stages=[[32, 2, 2], [64, 2, 2]]),
 }
 
 

@@ -16,13 +16,15 @@ from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.spaces.spos import Spos
 
 SPACES: list[SearchSpace] = [
     NasBench201(widths=(4, 8, 12), num_cells=1, img_size=16),
     MBConv(stem_chs=8, first_chs=8, stages=[(16, 2, 2), (24, 2, 2)], head_chs=32, img_size=64),
     Darts(width=4, num_cells=4, img_size=16),
+    Spos(stem_chs=8, stages=[(16, 2, 2), (24, 2, 2)], head_chs=32, img_size=64),
 ]
-spaces = pytest.mark.parametrize("space", SPACES, ids=["nasbench201", "mbconv", "darts"])
+spaces = pytest.mark.parametrize("space", SPACES, ids=["nasbench201", "mbconv", "darts", "spos"])
 
 
 def sample(space: SearchSpace) -> Architecture:

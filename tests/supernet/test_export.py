@@ -22,6 +22,7 @@ from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.spaces.spos import Spos
 
 Unsettle = Callable[[nn.Module], nn.Module]
 STAGES = [(16, 3, 1), (24, 4, 2), (32, 3, 2), (40, 1, 1), (48, 2, 2)]
@@ -185,6 +186,7 @@ ONNX_SPACES: dict[str, SearchSpace] = {
                      img_size=32),
     "mbconv stride 1": MBConv(stem_chs=8, stem_stride=1, first_chs=8, stages=[(16, 3, 2)],
                               head_chs=32, img_size=16),
+    "spos": Spos(stem_chs=8, stages=[(16, 2, 2)], head_chs=32, img_size=16),
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.spaces.spos import Spos
 
 STAGES_224 = [(24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1)]
 STAGES_32 = [(24, 4, 1), *STAGES_224[1:]]
@@ -29,11 +30,13 @@ FORMS = {  # space, side and number of the images
     "darts": (Darts(width=4, num_cells=4), 16, 4),
     "mbconv_224": (narrow(STAGES_224, stem_stride=2), 64, 4),
     "mbconv_32": (narrow(STAGES_32, stem_stride=1), 32, 4),
+    "spos": (Spos(stem_chs=8, stages=[(16, 3, 2), (24, 2, 1), (40, 2, 2)], head_chs=32), 16, 4),
 }
 FULL_FORMS = {
     "nasbench201_full": (NasBench201(), 32, 4),
     "darts_full": (Darts(), 32, 4),
     "mbconv_224_full": (MBConv(), 64, 2),
+    "spos_full": (Spos(), 64, 2),
     "mbconv_32_full": (MBConv(img_size=32, stem_stride=1, stages=STAGES_32), 32, 2),
 }
 Unsettle = Callable[[nn.Module], nn.Module]

@@ -24,6 +24,7 @@ from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.spaces.spos import Spos
 from supernet.strategies.base import Problem
 from supernet.strategies.state import SearchState
 
@@ -31,14 +32,16 @@ MIXED_OPS = {
     path.stem: path
     for path in sorted(Path(supernet_conf.__file__).parent.joinpath("mixed_op").glob("*.yaml"))
 }
-REFUSED = {("mbconv", "partial_channels")}
+REFUSED = {("mbconv", "partial_channels"), ("spos", "partial_channels")}
 EVERY = [
     pair
-    for pair in itertools.product(("nasbench201", "mbconv", "darts"), MIXED_OPS)
+    for pair in itertools.product(("nasbench201", "mbconv", "darts", "spos"), MIXED_OPS)
     if pair not in REFUSED
 ]
-SHARES = {"nasbench201": 0.25, "mbconv": 0.75, "darts": 0.35}  # below an even mixture
-WITH_LOGITS = [pair for pair in EVERY if pair[1] != "one_shot"]
+SHARES = {  # below an even mixture
+    "nasbench201": 0.25, "mbconv": 0.75, "darts": 0.35, "spos": 0.62,
+}  # fmt: skip
+WITH_LOGITS = [pair for pair in EVERY if pair[1] not in ("one_shot", "single_path")]
 
 
 def quick(pairs: Sequence[tuple[str, str]]) -> list[Any]:
@@ -56,6 +59,8 @@ def make_space(name: str) -> SearchSpace:
         )  # fmt: skip
     if name == "darts":
         return Darts(width=4, num_cells=3, **small)
+    if name == "spos":
+        return Spos(stem_chs=4, stem_stride=1, stages=[(8, 2, 2)], head_chs=16, **small)
     return NasBench201(widths=(4, 8), num_cells=1, **small)
 
 

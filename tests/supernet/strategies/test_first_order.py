@@ -299,7 +299,7 @@ def test_the_penalty_of_a_relaxation_is_part_of_the_loss(make_problem, make_stra
 def test_a_run_that_diverges_says_what_to_change(make_problem, make_strategy, make_run) -> None:
     optimizer = {"opt": "sgd", "lr": 1e30, "momentum": 0.9, "weight_decay": 0.0}
     strategy = make_strategy(weight_optimizer=optimizer, clip_grad=None)
-    with pytest.raises(Diverged, match="strategy.weight_optimizer.lr"):
+    with pytest.raises(Diverged, match="lower weight_optimizer.lr"):
         strategy.search(make_problem(Softmax()), make_run())
 
 
