@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, read_write
 
 from supernet.report import write_comparison
+from supernet.report.progress import write_progress
 from supernet_scripts.common import make_space
 from supernet_scripts.measuring import measure_space, needs_table, validate_if_new
 
@@ -50,7 +52,10 @@ class MultirunCallback(Callback):
                 validate_if_new(cfg, measured, space)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        print(write_comparison(Path(config.hydra.sweep.dir)))
+        folder = Path(config.hydra.sweep.dir)
+        print(write_comparison(folder))
+        with suppress(ValueError):  # jobs that did not try architectures one by one
+            print(f"best so far: {write_progress([folder], folder)[0]}")
 
 
 def with_baseline(overrides: list[str]) -> list[str]:

@@ -85,7 +85,8 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     check_benchmark(cfg, space)
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
     estimator = make_estimator(cfg, strategy)
-    if cfg.search_baseline == "random" and estimator is None:  # known before the search, not after
+    trains = "recipe" in cfg.random_estimator  # then known before the search, not after it
+    if cfg.search_baseline == "random" and estimator is None and trains:
         check_precision(instantiate(cfg.random_estimator.recipe, _convert_="all"), accelerator)
     measured = _measure(cfg, accelerator, run, data, space)
     cost = measured.cost(space, objective.cost)

@@ -555,7 +555,7 @@ def test_damaged_files_are_refused(
         (["objective.limits.latency=1"], "latency is objective.cost already"),
         (["benchmark.table=no.csv"], "benchmark.table='no.csv' is not a file"),
         (
-            ["search_baseline=random", "+random_search.recipe.mixed_precision=bf16"],
+            ["search_baseline=random", "+random_estimator.recipe.mixed_precision=bf16"],
             "mixed_precision='bf16' in the recipe of short trainings: .* set precision=bf16",
         ),
         (["exclude=['stage1_1=none']"], "'stage1_1' has no option 'none'; valid: k3_e3"),

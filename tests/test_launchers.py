@@ -24,8 +24,8 @@ TINY = [
     "latency.rounds=1",
     "latency.burst_ms=0.1",
     "bn_batches=1",
-    "random_search.steps=2",
-    "random_search.num_samples=1",
+    "random_estimator.steps=2",
+    "random_search.num_evaluations=1",
     "device=cpu",
 ]
 

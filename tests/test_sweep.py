@@ -76,7 +76,7 @@ def test_six_jobs_share_a_table_and_are_compared(commands: Any, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_sweep_over_seeds_ends_with_its_baseline(commands: Any, tmp_path: Path) -> None:
-    own = ["random_search.steps=3", "random_search.num_samples=2", "run_dir=sweep"]
+    own = ["random_estimator.steps=3", "random_search.num_evaluations=2", "run_dir=sweep"]
     own += ["objective.cost=macs", "retrain=true", "baseline=none"]
     own += ["recipe.epochs=1", "recipe.scheduler.warmup_epochs=0"]
     arguments = ["-m", *commands.TINY, "seed=0,1", *own]
@@ -86,7 +86,8 @@ def test_a_sweep_over_seeds_ends_with_its_baseline(commands: Any, tmp_path: Path
     for job in jobs(sweep):
         assert len((job / "random_search" / "metrics.jsonl").read_text().splitlines()) == 2
         found = json.loads((job / "random_search" / "result.json").read_text())
-        assert found["judged_by"] == "short training" and found["predicted"] <= found["budget"]
+        assert found["judged_by"] == "training from scratch"
+        assert found["predicted"] <= found["budget"]
         retrained = json.loads((job / "retrain" / "result.json").read_text())["networks"]
         by_name = {entry["name"]: entry["architecture"] for entry in retrained}
         assert by_name["best_at_random"] == found["architecture"]
@@ -98,7 +99,8 @@ def test_a_sweep_over_seeds_ends_with_its_baseline(commands: Any, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_random_search_is_derived_again_but_has_no_weights(commands: Any, tmp_path: Path) -> None:
-    own = ["strategy=random", "strategy.num_samples=4", "strategy.steps=2", "run_dir=run"]
+    own = ["strategy=random", "strategy.num_evaluations=4", "run_dir=run"]
+    own += ["estimator=from_scratch", "estimator.steps=2"]
     # the experiment has settings of another strategy
     tiny = [a for a in commands.TINY if not a.startswith(("experiment", "strategy"))]
     commands.succeed("search", *tiny, *own, "objective.cost=macs", cwd=tmp_path)

@@ -45,7 +45,7 @@ def comparison_table(run_dirs: Sequence[str | os.PathLike[str]]) -> list[dict[st
     """
     folders, names, overrides = [], [], []
     for folder in map(Path, run_dirs):
-        given = _overrides(folder)
+        given = overrides_of(folder)
         baseline = (folder / RANDOM_SEARCH / "result.json").exists()
         folders.append(folder)
         names.append(folder.name)
@@ -143,7 +143,7 @@ def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
     return text
 
 
-def _overrides(folder: Path) -> dict[str, str]:
+def overrides_of(folder: Path) -> dict[str, str]:
     """A job's command line: "+a.b=1" is {"a.b": "1"}."""
     path = folder / ".hydra" / "overrides.yaml"
     lines = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else []

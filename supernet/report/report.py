@@ -114,10 +114,9 @@ def _probabilities(run: Run) -> Section:
         best = _best_ranked(run)
         figure = figures.ranking(run.ranked, best, run.budget, *run.cost)
         caption = (
-            f"This method has no logits: it ranks sampled networks instead. Each point is one of "
-            f"{len(run.ranked)} candidates, judged {_how_judged(best)} on the architecture half; "
-            f"the star is the one chosen, {percent(best['accuracy'])}% at "
-            f"{number(best['cost'])} {run.cost[1]}."
+            f"This method has no logits: it judges single networks instead. Each point is one of "
+            f"{len(run.ranked)} candidates, judged {_how_judged(best)}; the star is the one "
+            f"chosen, {percent(best['accuracy'])}% at {number(best['cost'])} {run.cost[1]}."
         )
         return Section("probabilities", "Ranking of candidates", (Figure(figure, caption),))
     if records:
@@ -142,8 +141,11 @@ def _collapse(run: Run) -> str:
 
 
 def _how_judged(record: Record) -> str:
+    if (judge := record.get("judge")) is not None:
+        return f"by {judge}"
     steps = record.get("steps")
-    return "with the shared weights" if steps is None else f"after {steps} steps of its own"
+    how = "with the shared weights" if steps is None else f"after {steps} steps of its own"
+    return f"{how} on the architecture half"
 
 
 def _best_ranked(run: Run) -> Record:

@@ -107,7 +107,8 @@ def _search_cards(run: Run) -> list[Card]:
         if predicted_ms:
             note += f", {100 * (measured['median_ms'] / predicted_ms - 1):+.1f}% from predicted"
         found.append(Card("Measured latency", number(measured["median_ms"]), "ms", note))
-    note = "architecture half, inherited weights"
+    note = result.get("judged_by", "inherited weights")
+    note = note if result.get("oracle") else f"architecture half, {note}"
     return [*found, Card("Accuracy in the search", percent(result["accuracy"]), "%", note)]
 
 

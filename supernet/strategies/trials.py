@@ -186,7 +186,7 @@ class _Known:
             for architecture, found in zip(chunk, self._estimate(chunk, width), strict=False):
                 self._take(architecture, self._record(architecture, found))
                 self.records.append(self._last)
-                self.run.log(self._last)
+                self.run.log(self._last, {"seconds": self.run.seconds})
                 yield
             self.run.save_in_time(self.state_dict)
 
