@@ -145,14 +145,12 @@ def search_at_random(
         result: of the search.
     """
     settings, own = cfg.random_search, problem
-    bounds = {"seconds": result["seconds"]["search"]}
-    if problem.estimator is None:
-        estimator = instantiate(cfg.random_estimator, _convert_="all")
-        own = replace(problem, estimator=estimator)
+    if problem.estimator is not None:
+        settings = merged(settings, {"num_evaluations": result["evaluations"]})
     else:
-        bounds = {"num_evaluations": result["evaluations"]}
-    if settings.num_evaluations is None and settings.seconds is None:
-        settings = merged(settings, bounds)
+        own = replace(problem, estimator=instantiate(cfg.random_estimator, _convert_="all"))
+        if settings.num_evaluations is None and settings.seconds is None:
+            settings = merged(settings, {"seconds": result["seconds"]["search"]})
     strategy: Strategy = instantiate(settings, _convert_="all")
     inner = Run(run.folder / RANDOM_SEARCH, run.main, NoTracker(), cfg.resume)
     found = conclude(own, inner, strategy.search(own, inner), target, cfg.bn_batches)

@@ -20,7 +20,7 @@ def test_a_sweep_over_seeds_alone_has_its_baseline(overrides: list[str]) -> None
         ["seed=0,1", "mixed_op=softmax,one_shot"],
         ["mixed_op=softmax,one_shot"],
         ["seed=0,1", "search_baseline=none"],
-        ["seed=0,1", "strategy=random", "strategy.num_evaluations=4"],
+        ["seed=0,1", "strategy=random", "num_evaluations=4"],
         ["strategy.arch_optimizer.lr=tag(log,interval(0.001,0.1))", "seed=1"],
     ],
 )

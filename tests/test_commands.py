@@ -329,7 +329,7 @@ def test_strategies_and_mixed_ops_run_through(
 
 
 SHARED = (
-    "mixed_op=single_path", "strategy=random", "strategy.num_evaluations=4",
+    "mixed_op=single_path", "strategy=random", "num_evaluations=4",
     "estimator=shared_weights", "estimator.epochs=2", "estimator.batch_size=8",
     "search_baseline=random",
 )  # fmt: skip

@@ -99,7 +99,7 @@ def test_a_sweep_over_seeds_ends_with_its_baseline(commands: Any, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_random_search_is_derived_again_but_has_no_weights(commands: Any, tmp_path: Path) -> None:
-    own = ["strategy=random", "strategy.num_evaluations=4", "run_dir=run"]
+    own = ["strategy=random", "num_evaluations=4", "run_dir=run"]
     own += ["estimator=from_scratch", "estimator.steps=2"]
     # the experiment has settings of another strategy
     tiny = [a for a in commands.TINY if not a.startswith(("experiment", "strategy"))]

@@ -85,7 +85,7 @@ class Trials(Strategy):
             )
         if self.num_evaluations is None and self.seconds is None and not self.is_finite:
             raise ValueError(
-                f"{name} would never end: set strategy.num_evaluations or strategy.seconds"
+                f"{name} would never end: set num_evaluations or max_seconds"
             )
         return problem.estimator
 

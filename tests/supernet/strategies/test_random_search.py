@@ -151,7 +151,7 @@ def test_bounds_of_zero_are_refused(name: str, make_search) -> None:
 def test_a_search_without_end_or_without_estimator_is_refused(
     make_search, make_tried, make_problem, make_run
 ) -> None:
-    with pytest.raises(ValueError, match="set strategy.num_evaluations or strategy.seconds"):
+    with pytest.raises(ValueError, match="set num_evaluations or max_seconds"):
         make_search(num_evaluations=None).search(make_tried(), make_run())
     with pytest.raises(ValueError, match="needs an estimator .*: estimator=from_scratch"):
         make_search().search(make_problem(Softmax()), make_run())
