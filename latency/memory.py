@@ -16,6 +16,8 @@ from supernet.mixed_ops.base import Candidates
 from supernet.network import Network
 from supernet.space import LinearConstraint, SearchSpace
 
+Inputs = Tensor | Sequence[Tensor]
+
 
 def peak_memory(network: nn.Module, input_shape: Sequence[int]) -> int:
     """Largest number of bytes that activations take at once in an evaluation pass.
@@ -41,7 +43,8 @@ class _Call:
     """What a candidate did in one call: equal calls need the same memory in any network.
 
     Attributes:
-        touched: by operation, storages by number: 0 is the input's, others as they are created.
+        touched: by operation, storages by number: 0 is the input's, -1, -2, ... those of further
+            inputs; others are counted from 1, as they are created.
         sizes: of the created storages.
         folding: of them, those that a batch norm can be folded into.
         norms: operation, and storages of input and output.
@@ -57,31 +60,32 @@ class _Call:
     shape: tuple[int, ...]
 
     @property
-    def reads(self) -> bool:
-        """Whether an operation touches the input."""
-        return any(0 in storages for storages in self.touched)
+    def reads(self) -> frozenset[int]:
+        """The inputs that operations touch."""
+        return frozenset(number for storages in self.touched for number in storages if number <= 0)
 
 
 def _watch(module: nn.Module, tape: Tape, calls: list[_Call]) -> nn.Module:
     """Append what `module` does when it is called."""
     start: list[tuple[int, int]] = []
 
-    def enter(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def enter(module: nn.Module, args: tuple[Inputs, ...]) -> None:
         start.append((len(tape.touched), len(tape.norms)))
 
-    def leave(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def leave(module: nn.Module, args: tuple[Inputs, ...], output: Tensor) -> None:
         step, norm = start.pop()
-        numbers = {storage(args[0]): 0}
+        numbers = {storage(x): -number for number, x in enumerate(_inputs(args[0]))}
+        num_inputs = len(numbers)
         for storages in tape.touched[step:]:
             for one in tape.sizes:  # in the order of their creation
                 if one in storages:
-                    numbers.setdefault(one, len(numbers))
+                    numbers.setdefault(one, len(numbers) - num_inputs + 1)
         touched = tape.touched[step:]
         calls.append(
             _Call(
                 tuple(tuple(sorted(numbers[s] for s in storages)) for storages in touched),
-                tuple(tape.sizes[s] for s in list(numbers)[1:]),
-                tuple(number for s, number in numbers.items() if number and s in tape.folding),
+                tuple(tape.sizes[s] for s in list(numbers)[num_inputs:]),
+                tuple(number for s, number in numbers.items() if number > 0 and s in tape.folding),
                 tuple((i - step, numbers[a], numbers[b]) for i, a, b in tape.norms[norm:]),
                 numbers[storage(output)],
                 tuple(output.shape),
@@ -93,6 +97,10 @@ def _watch(module: nn.Module, tape: Tape, calls: list[_Call]) -> nn.Module:
     return module
 
 
+def _inputs(x: Inputs) -> Sequence[Tensor]:
+    return [x] if isinstance(x, Tensor) else x
+
+
 class _StandIn(nn.Module):
     """Needs no more memory than any of the candidates it stands for, one list of them a call."""
 
@@ -100,24 +108,26 @@ class _StandIn(nn.Module):
         super().__init__()
         self.tape, self.candidates = tape, iter(candidates)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The input itself, where one candidate hands it on and the others need as much; else a
-        new tensor, as small as any of theirs, or without any memory where one hands on the input.
+    def forward(self, x: Inputs) -> Tensor:
+        """The input itself, where there is one, one candidate hands it on and the others need as
+        much; else a new tensor, as small as any of theirs, or without any memory where one hands on
+        an input.
         """
-        calls = next(self.candidates)
-        fresh = [call for call in calls if call.output]
+        calls, inputs = next(self.candidates), _inputs(x)
+        fresh = [call for call in calls if call.output > 0]
         smallest = min((call.sizes[call.output - 1] for call in fresh), default=math.inf)
         hands_on = len(fresh) < len(calls)
-        output = x
+        output = inputs[0]
         if not (
             hands_on
-            and self.tape.sizes[storage(x)] <= smallest
+            and len(inputs) == 1
+            and self.tape.sizes[storage(output)] <= smallest
             and all(call.reads for call in fresh)
-            and calls[0].shape == x.shape
+            and calls[0].shape == output.shape
         ):
-            if all(call.reads for call in calls):
-                self.tape.touch(x)
-            output = torch.empty(calls[0].shape, dtype=x.dtype, device=x.device)
+            for number in frozenset.intersection(*(call.reads for call in calls)):
+                self.tape.touch(inputs[-number])
+            output = torch.empty(calls[0].shape, dtype=output.dtype, device=output.device)
             self.tape.sizes[storage(output)] = 0 if hands_on else int(smallest)
         self.tape.vague.add(storage(output))
         return output
@@ -131,7 +141,8 @@ class PeakMemory:
     every other choice has a stand-in that needs no more than any of its candidates.
 
     Args:
-        space: candidates read one tensor and return one; no candidate that was excluded comes back.
+        space: candidates read one tensor, or several in a list, and return one; no candidate that
+            was excluded comes back.
         num_classes: outputs of the classifier.
         input_shape: (batch, in_chs, height, width).
         dtype: of all activations.

@@ -131,14 +131,22 @@ def _units(module: nn.Module) -> Iterator[tuple[nn.Module, str | None, str | Non
     """Modules that may be a site, each before what it contains, with their choice and option."""
     if isinstance(module, MixedOp):
         for option, candidate in module.candidates.items():
-            parts = candidate.children() if isinstance(candidate, Parts) else [candidate]
-            yield from ((part, module.choice.name, option) for part in parts)
+            yield from ((part, module.choice.name, option) for part in _parts(candidate))
         return
     searchable = any(isinstance(part, Searchable) for part in module.modules())
     if not searchable and not isinstance(module, Parts):
         yield module, None, None
     for child in module.children():
         yield from _units(child)
+
+
+def _parts(candidate: nn.Module) -> Iterator[nn.Module]:
+    """What a candidate is measured as; parts may have parts."""
+    if not isinstance(candidate, Parts):
+        yield candidate
+        return
+    for child in candidate.children():
+        yield from _parts(child)
 
 
 class _Recorder:

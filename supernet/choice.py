@@ -28,12 +28,15 @@ class Choice:
         into: the node that adds up what comes out here, as a choice among its inputs: its options
             are the names of all choices that go into it. It is none of the space's own. None where
             nothing is added up.
+        implied: whether its option follows from those of other choices. Nothing decides it: it has
+            no logits, and an architecture is complete without it (`SearchSpace.implied`).
     """
 
     name: str
     options: tuple[str, ...]
     absent: str | None = None
     into: Choice | None = field(default=None, compare=False, repr=False)
+    implied: bool = False
 
     def __post_init__(self) -> None:
         if not self.options:

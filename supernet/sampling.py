@@ -70,7 +70,9 @@ class RangeSampler:
     def _bin(
         self, cost: AdditiveCost, low: float, high: float, num_bins: int
     ) -> tuple[list[np.ndarray], int, int]:
-        """Bins of every way, and the first and last bin of the range."""
+        """Bins of every way, and the first and last bin of the range. What implied choices cost is
+        not counted: the range is wider by that.
+        """
         costs = {
             (choice.name, option): value
             for choice in self.space.choices
@@ -82,6 +84,9 @@ class RangeSampler:
             np.array([math.fsum(costs[pair] for pair in way) for way in group])
             for group in self.groups
         ]
+        implied = [c for c in self.space.choices if c.implied]
+        ends = [[costs[c.name, o] for o in self.space.allowed(c)] for c in implied]
+        low, high = low - math.fsum(map(max, ends)), high - math.fsum(map(min, ends))
         floor = cost.fixed + sum(float(table.min()) for table in tables)
         span = sum(float(np.ptp(table)) for table in tables) or 1.0
         width = max(min(high - floor, span), 1e-9 * span) / num_bins  # fine where the range is low

@@ -116,7 +116,20 @@ class SearchSpace(ABC):
     @property
     def size(self) -> int:
         """Number of architectures, valid or not."""
-        return math.prod(len(choice.options) for choice in self.choices)
+        return math.prod(len(choice.options) for choice in self.decided)
+
+    @cached_property
+    def decided(self) -> tuple[Choice, ...]:
+        """The choices that do not follow from others."""
+        return tuple(choice for choice in self.choices if not choice.implied)
+
+    def implied(self, options: Mapping[str, str]) -> Mapping[str, str]:
+        """Hook for spaces with implied choices: what these are, the others being settled.
+
+        They make a cost additive that depends on several choices at once; constraints say the same
+        to an integer program, and `shares` to an expectation.
+        """
+        return {}
 
     @abstractmethod
     def build(self, select: Select, num_classes: int, search: bool) -> Network:
@@ -151,7 +164,7 @@ class SearchSpace(ABC):
         return self.build(select, num_classes, search=False)
 
     def architecture(self, options: Mapping[str, str]) -> Architecture:
-        """Settle every choice by name.
+        """Settle every choice by name; those that are implied follow, whatever is given for them.
 
         Raises:
             ValueError: unknown or missing choices, or an unknown option, each by name.
@@ -162,11 +175,12 @@ class SearchSpace(ABC):
                 f"{self.id} has no choice {', '.join(map(repr, unknown))}; "
                 f"valid: {', '.join(names)}"
             )
-        if missing := [name for name in names if name not in options]:
+        if missing := [choice.name for choice in self.decided if choice.name not in options]:
             raise ValueError(f"no option given for choice {', '.join(map(repr, missing))}")
-        for choice in self.choices:
+        for choice in self.decided:
             choice.index(options[choice.name])
-        pairs = tuple((name, options[name]) for name in names)
+        settled = {**options, **self.implied(options)}
+        pairs = tuple((name, settled[name]) for name in names)
         return Architecture(self.id, self.settings, pairs)
 
     @cached_property
@@ -175,7 +189,7 @@ class SearchSpace(ABC):
         mutations change them: by default the choices. Where an option says several things at once,
         such as an input and an operation, a space takes it apart here.
         """
-        return self.choices
+        return self.decided
 
     @property
     def anchors(self) -> Mapping[str, tuple[int, int]]:
@@ -186,7 +200,7 @@ class SearchSpace(ABC):
 
     def encode(self, architecture: Architecture) -> dict[str, str]:
         """Option by gene."""
-        return dict(architecture)
+        return {choice.name: architecture[choice.name] for choice in self.decided}
 
     def decode(self, genes: Mapping[str, str]) -> Architecture:
         """The architecture that genes stand for, valid or not.
@@ -200,7 +214,8 @@ class SearchSpace(ABC):
         """The same architecture with its choices in this space's order.
 
         Raises:
-            ValueError: of another space or of other settings, or with unknown names.
+            ValueError: of another space or of other settings, with unknown names, or at odds with
+                itself where choices imply others.
         """
         if architecture.space != self.id:
             raise ValueError(f"the architecture is of {architecture.space}, not of {self.id}")
@@ -211,7 +226,14 @@ class SearchSpace(ABC):
                 f"the architecture was made with other settings of {self.id}: "
                 + ", ".join(f"{k}={theirs.get(k)!r} instead of {ours.get(k)!r}" for k in differ)
             )
-        return self.architecture(dict(architecture))
+        found, said = self.architecture(dict(architecture)), dict(architecture)
+        for name, option in found:
+            if said.get(name, option) != option:
+                raise ValueError(
+                    f"choice {name!r} of the architecture is {said[name]!r}; with its other "
+                    f"choices, it must be {option!r}: change it, or leave it out"
+                )
+        return found
 
     def exclude(self, patterns: Sequence[str]) -> None:
         """Take candidates out of what may be chosen, besides those already out.
@@ -291,7 +313,7 @@ class SearchSpace(ABC):
         constraints leave few of all combinations, a space groups the choices that they tie
         together and lists the valid ways alone.
         """
-        return [[((c.name, option),) for option in self.allowed(c)] for c in self.choices]
+        return [[((c.name, option),) for option in self.allowed(c)] for c in self.decided]
 
     def sample(self, generator: torch.Generator) -> Architecture:
         """Draw uniformly among the valid architectures (by rejection of what is not)."""

@@ -154,14 +154,14 @@ class SeparableConv(Joint):
 
 class FactorizedReduction(Joint):
     """A skip of stride 2: ReLU, two 1x1 convolutions that read every other pixel, the second one
-    pixel further down and right, side by side; batch norm."""
+    pixel further down and right, side by side; batch norm, unless it is left to what follows."""
 
-    def __init__(self, in_chs: int, out_chs: int, affine: bool) -> None:
+    def __init__(self, in_chs: int, out_chs: int, affine: bool, norm: bool = True) -> None:
         super().__init__()
         self.relu = nn.ReLU()
         self.even = nn.Conv2d(in_chs, out_chs // 2, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(in_chs, out_chs - out_chs // 2, 1, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(out_chs, affine=affine)
+        self.norm = nn.BatchNorm2d(out_chs, affine=affine) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)

@@ -97,7 +97,7 @@ def draw(space: SearchSpace, architecture: Architecture) -> Drawing:
 
     used = {_kind(label) for label in _labels(diagram) if label not in fixed}
     legend = tuple(Item(kind, colours[kind]) for kind in kinds if kind in used)
-    if all(edge == (i, i + 1, "") for i, edge in enumerate(diagram.edges)):
+    if _is_chain(diagram):
         return Drawing(legend, chain=tuple(item(label) for label in diagram.nodes))
     items = {label: item(label) for _, _, label in diagram.edges}
     return _stack([_graph(part, legend, items) for part in _parts(diagram)])
@@ -112,8 +112,15 @@ def _variants(space: SearchSpace) -> list[Architecture]:
     ]
 
 
+def _is_chain(diagram: Diagram) -> bool:
+    return all(edge == (i, i + 1, "") for i, edge in enumerate(diagram.edges))
+
+
 def _labels(diagram: Diagram) -> list[str]:
-    return [*diagram.nodes, *(label for _, _, label in diagram.edges)]
+    """What has a colour: the nodes of a chain, the edges of any other graph."""
+    if _is_chain(diagram):
+        return list(diagram.nodes)
+    return [label for _, _, label in diagram.edges]
 
 
 def _kind(label: str) -> str:
@@ -158,10 +165,10 @@ def _graph(diagram: Diagram, legend: tuple[Item, ...], items: dict[str, Item]) -
     """Nodes on a line; an edge to the next node is straight, any other an arc above or below."""
     place = _topological(diagram)
     edges = sorted(
-        ((place[s], place[t], label) for s, t, label in diagram.edges),
+        ((place[s], place[t], label, i) for i, (s, t, label) in enumerate(diagram.edges)),
         key=lambda edge: (edge[1] - edge[0], edge),
     )
-    repeats = Counter((s, t) for s, t, _ in edges)
+    repeats = Counter(edge[:2] for edge in edges)
     straight = [e for e in edges if e[1] == e[0] + 1 and repeats[e[:2]] == 1]
     levels = _levels([e for e in edges if e not in straight])
     names = [diagram.nodes[i] for i in sorted(place, key=place.__getitem__)]
@@ -170,7 +177,7 @@ def _graph(diagram: Diagram, legend: tuple[Item, ...], items: dict[str, Item]) -
         max(_text_width(name), _PORT * (1 + max(len(side) for side in ports[i].values())), 56)
         for i, name in enumerate(names)
     ]
-    gap = max((_text_width(label) for _, _, label in straight), default=40) + 24
+    gap = max((_text_width(edge[2]) for edge in straight), default=40) + 24
     lefts = [_MARGIN + sum(widths[:i]) + gap * i for i in range(len(names))]
     above = max((level for (side, level) in levels.values() if side < 0), default=0)
     below = max((level for (side, level) in levels.values() if side > 0), default=0)
@@ -178,7 +185,7 @@ def _graph(diagram: Diagram, legend: tuple[Item, ...], items: dict[str, Item]) -
     middle = top + _NODE_HEIGHT / 2
 
     arcs = []
-    for source, target, label in straight:
+    for source, target, label, _ in straight:
         start, end = lefts[source] + widths[source], lefts[target]
         path = f"M{start:g} {middle:g}H{end:g}"
         arcs.append(Arc(path, items[label], (start + end) / 2 - 3, middle))
@@ -203,7 +210,7 @@ def _graph(diagram: Diagram, legend: tuple[Item, ...], items: dict[str, Item]) -
     )
 
 
-Edge = tuple[int, int, str]
+Edge = tuple[int, int, str, int]  # source, target, label, number: two may be alike otherwise
 
 
 def _levels(edges: list[Edge]) -> dict[Edge, tuple[int, int]]:

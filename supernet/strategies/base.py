@@ -74,11 +74,12 @@ class Problem:
             if choice.into is not None and choice.into.name in found:
                 share = found[choice.into.name][choice.into.index(choice.name)]
                 found[choice.name] = found[choice.name] + share
-        return {name: found[name] for name in self.space.by_name}
+        return {choice.name: found[choice.name] for choice in self.space.decided}
 
     def shares(self, probabilities: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """`SearchSpace.shares`: nodes cost nothing, whatever their inputs weigh."""
-        return self.space.shares({name: probabilities[name] for name in self.space.by_name})
+        decided = self.space.decided
+        return self.space.shares({choice.name: probabilities[choice.name] for choice in decided})
 
     def inputs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the inputs of nodes weigh, by node, where the logits have nodes."""

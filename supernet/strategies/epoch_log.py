@@ -116,7 +116,8 @@ class EpochLog:
         parameters. An edge that every cell has to leave out says nothing of a collapse."""
         space = self.state.problem.space
         absent = {(choice.name, choice.absent) for choice in space.choices}
-        pairs = [pair for pair in architecture if pair not in absent]
+        decided = {choice.name for choice in space.decided}
+        pairs = [pair for pair in architecture if pair not in absent and pair[0] in decided]
         counts = {
             "skip": sum(option in space.skip_options for _, option in pairs),
             "none": sum(option in space.none_options for _, option in pairs),

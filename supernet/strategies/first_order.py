@@ -161,7 +161,6 @@ class FirstOrder(Strategy):
             run.save(state.state_dict())
 
     def _derived(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
-        names = problem.space.by_name
         logits = {k.removeprefix("logits."): v.detach() for k, v in state["logits"].items()}
         scores = problem.scores(logits)
         # A learned multiplier comes and goes by little where the expectation stays at the budget.
@@ -172,7 +171,8 @@ class FirstOrder(Strategy):
             guarded=self.safeguard, inputs=problem.inputs(logits),
         )  # fmt: skip
         selected = state.get("selected", {})
-        complete = len(selected) == len(names)  # and invalid, while a node has too many edges
+        # and invalid, while a node has too many edges
+        complete = len(selected) == len(problem.space.decided)
         if complete and problem.space.is_valid(problem.space.architecture(selected)):
             ranked = BestRanked(problem.space, [as_ranked(problem, selected)], problem.limits)
             derived = Refined(ranked, derived)

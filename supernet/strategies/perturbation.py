@@ -77,7 +77,7 @@ class Perturbation:
         """
         space = state.problem.space
         generator = torch.Generator().manual_seed(state.problem.seed)
-        order, groups = _shuffled(space.choices, generator), _shuffled(tied(space), generator)
+        order, groups = _shuffled(space.decided, generator), _shuffled(tied(space), generator)
         judges, total = list(self._judges(state)), len(order) + len(groups)
         for group in state.weight_optimizer.param_groups:
             group["lr"] = self.lr
@@ -96,7 +96,7 @@ class Perturbation:
                 if place == state.decided - 1 < total - 1:
                     self._tune(state, run, tune)
         if run.main:
-            chosen = [state.selected[choice.name] for choice in space.choices]
+            chosen = [state.selected[choice.name] for choice in space.decided]
             log.info("selection by perturbation: %s", " ".join(chosen))
 
     def _settle(

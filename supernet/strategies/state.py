@@ -65,7 +65,7 @@ class SearchState:
         accelerator = problem.accelerator
         self.problem = problem
         self.generator = torch.Generator().manual_seed(problem.seed)
-        choices = problem.space.choices
+        choices = problem.space.decided
         problem.relaxation.begin(problem.space)
         self.parameters = ArchitectureParameters(
             (*choices, *problem.relaxation.nodes(choices)), init_std, self.generator
