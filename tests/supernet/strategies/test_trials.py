@@ -15,6 +15,7 @@ from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.estimators.base import Estimate, Estimator
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_micro import ENASMicro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.strategies import trials
@@ -51,6 +52,7 @@ SPACES = {
     ),
     "nasbench201": NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1),
     "darts": Darts(in_chans=1, img_size=8, width=2, num_cells=3),
+    "enas_micro": ENASMicro(in_chans=1, img_size=8, width=2, num_cells=3, num_blocks=2),
 }  # fmt: skip
 
 
