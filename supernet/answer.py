@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +19,20 @@ from supernet.space import SearchSpace
 
 LEAST_USE = 0.985  # share of a priced budget
 GAP = 1e-4  # of the integer program that looks between the two
+
+
+class Judge(NamedTuple):
+    """Where an accuracy comes from.
+
+    Attributes:
+        name: for people.
+        unit: none where a score stands in its place.
+        oracle: whether it is the truth that searches are judged by.
+    """
+
+    name: str
+    unit: str = "%"
+    oracle: bool = False
 
 
 class Answer(ABC):
@@ -54,9 +68,9 @@ class Answer(ABC):
         where the shared weights are to judge it."""
         return None
 
-    def judge(self, architecture: Architecture) -> str:
-        """What the accuracy in `judged` is of, for people."""
-        return "short training"
+    def judge(self, architecture: Architecture) -> Judge:
+        """Of the accuracy in `judged`."""
+        return Judge("short training")
 
     @property
     def num_judged(self) -> int | None:
@@ -164,9 +178,11 @@ class BestTried(BestRanked):
         record = self._record(architecture)
         return record["accuracy"], record["loss"]
 
-    def judge(self, architecture: Architecture) -> str:
-        judge: str = self._record(architecture).get("judge", super().judge(architecture))
-        return judge
+    def judge(self, architecture: Architecture) -> Judge:
+        record = self._record(architecture)
+        if "judge" not in record:
+            return super().judge(architecture)
+        return Judge(record["judge"], record["unit"], record["oracle"])
 
     @property
     def num_judged(self) -> int:

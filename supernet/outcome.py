@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from latency.table import Measurement
-from supernet.answer import Answer
+from supernet.answer import Answer, Judge
 from supernet.choice import Architecture
 from supernet.derive import reachable
 from supernet.estimators.inherited import Inherited
@@ -98,6 +98,7 @@ def resolve(
     accuracy, loss = judged or Inherited(
         problem, 256, bn_batches, answer.inputs
     ).accuracy(found)
+    judge = answer.judge(found) if judged else _judge(problem)
     predicted_ms = target.predict and target.predict(found)
     return {
         "cost": {"name": cost.name, "unit": cost.unit},
@@ -112,17 +113,19 @@ def resolve(
         "binding": budget is not None and (answer.binds(budget) or found != answer.best(None)),
         "attempts": attempts,
         "accuracy": accuracy,
-        "judged_by": answer.judge(found) if judged else _judge(problem),
-        "oracle": problem.estimator is not None and problem.estimator.oracle,
+        "judged_by": judge.name,
+        "accuracy_unit": judge.unit,
+        "oracle": judge.oracle,
         "loss": loss,
         "architecture": dict(found),
         "objective": 100 - accuracy if math.isfinite(loss) else 100.0,
     }
 
 
-def _judge(problem: Problem) -> str:
-    """What an accuracy of the supernet is of."""
-    return "inherited weights" if problem.relaxation.inheritable else "the supernet's weights"
+def _judge(problem: Problem) -> Judge:
+    """Of the supernet."""
+    inherited = problem.relaxation.inheritable
+    return Judge("inherited weights" if inherited else "the supernet's weights")
 
 
 def _expected(run: Run) -> dict[str, float]:
@@ -145,5 +148,6 @@ def summary(result: dict[str, Any]) -> str:
         parts.append(f"{name} {limit['derived']:.4g} of {limit['limit']:.4g} {limit['unit']}")
     low, high = result["reachable"]
     parts.append(f"reachable {low:.4g} to {high:.4g} {cost['unit']}")
-    parts.append(f"accuracy {result['accuracy']:.1f}% with {result['judged_by']}")
+    name, unit = ("accuracy", "%") if result["accuracy_unit"] else ("score", "")
+    parts.append(f"{name} {result['accuracy']:.1f}{unit} with {result['judged_by']}")
     return ", ".join(parts)

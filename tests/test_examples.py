@@ -10,15 +10,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from torch.testing import assert_close
 
+from supernet.choice import Architecture
 from supernet.inherit import inherit_weights
 from supernet.mixed_ops.base import one_hot
 from supernet.space import SearchSpace
+from supernet.strategies.trials import Trial
 from supernet_scripts.derive import bracket_budgets
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +114,32 @@ def test_annealed_weights_become_sharper(monkeypatch: pytest.MonkeyPatch) -> Non
         slope = first * (1 - first) / temperature
         assert gradient.tolist() == pytest.approx([slope, -slope])
         assert sample.cost_weights["a"].tolist() == pytest.approx([0.6681878, 0.3318122])
+
+
+def test_climbing_ends_where_no_neighbour_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from chain import Chain
+    from climbing import Climbing  # type: ignore[import-not-found]
+
+    space = Chain(in_chans=1, img_size=8, width=4, depth=4)
+    sampler = SimpleNamespace(sample=space.sample)
+    problem = SimpleNamespace(space=space, is_feasible=space.is_valid, sampler=lambda: sampler)
+
+    def reward(architecture: Architecture) -> float:
+        worth = {"conv": 2, "dilated": 1, "skip": 0}
+        return float(sum(worth[option] for _, option in architecture))
+
+    proposals = Climbing(num_evaluations=1).propose(problem, torch.Generator().manual_seed(0))
+    asked, lead = next(proposals), None
+    for _ in range(40):
+        if len(asked) == 1:  # somewhere else: the last one had no better neighbour
+            assert lead is None or reward(lead) == 8
+            lead = asked[0]
+        else:
+            assert all(sum(a != b for a, b in zip(lead, n, strict=True)) == 1 for n in asked)
+            lead = max([lead, *asked], key=reward)
+        asked = proposals.send([Trial(a, reward(a), reward(a)) for a in asked])
+    assert lead is not None
 
 
 @pytest.mark.slow

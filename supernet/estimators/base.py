@@ -28,12 +28,14 @@ class Estimator(ABC):
 
     Attributes:
         judge: what an accuracy is of, for people.
+        unit: of an accuracy.
         oracle: whether the answer is the truth that searches are judged by.
         together: whether all processes judge each architecture together; else each judges others.
         steps_before: those of its training; the journal counts the architectures on from there.
     """
 
     judge: ClassVar[str]
+    unit: ClassVar[str] = "%"
     oracle: ClassVar[bool] = False
     together: ClassVar[bool] = False
     steps_before: int = 0

@@ -92,7 +92,7 @@ class ZeroCost(Estimator):
         batch_size: images.
     """
 
-    judge = "a score of the untrained network"
+    judge, unit = "a score of the untrained network", ""
 
     def __init__(self, *, proxy: str, batch_size: int) -> None:
         if proxy not in (*PROXIES, *COUNTS):

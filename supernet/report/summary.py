@@ -109,7 +109,9 @@ def _search_cards(run: Run) -> list[Card]:
         found.append(Card("Measured latency", number(measured["median_ms"]), "ms", note))
     note = result.get("judged_by", "inherited weights")
     note = note if result.get("oracle") else f"architecture half, {note}"
-    return [*found, Card("Accuracy in the search", percent(result["accuracy"]), "%", note)]
+    unit = result.get("accuracy_unit", "%")
+    title = "Accuracy in the search" if unit else "Score in the search"
+    return [*found, Card(title, percent(result["accuracy"]), unit, note)]
 
 
 def _limit_card(name: str, limit: Record) -> Card:

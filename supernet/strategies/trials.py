@@ -212,7 +212,8 @@ class _Known:
         number = len(self.records)
         return {
             "step": self.estimator.steps_before + number + 1, "epoch": 0, "candidate": number,
-            "judge": self.estimator.judge, "oracle": self.estimator.oracle,
+            "judge": self.estimator.judge, "unit": self.estimator.unit,
+            "oracle": self.estimator.oracle,
             "costs": {cost.name: cost.of(architecture) for cost in self.problem.costs},
             **rank_record(self.problem, architecture, *found),
         }  # fmt: skip

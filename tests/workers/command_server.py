@@ -28,7 +28,7 @@ from supernet.tracking import Journal
 
 MODULES = {
     name: import_module(f"supernet_scripts.{name}")
-    for name in ("search", "derive", "measure", "retrain", "validate")
+    for name in ("search", "derive", "measure", "retrain", "validate", "compare")
 }
 
 
