@@ -14,6 +14,7 @@ from supernet.mixed_ops.base import MixedOp, Searchable, Weights
 from supernet.network import Block, Network
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import EnasMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -29,6 +30,7 @@ SPACES = [
         head_chs=24,
     ),
     Darts(width=4, num_cells=3, img_size=8),
+    EnasMacro(width=4, num_layers=4, img_size=8),
 ]
 CHOICE = Choice("edge", ("wide", "skip"))
 

@@ -14,6 +14,7 @@ import supernet
 from supernet.choice import Architecture
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import EnasMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -21,8 +22,10 @@ SPACES: list[SearchSpace] = [
     NasBench201(widths=(4, 8, 12), num_cells=1, img_size=16),
     MBConv(stem_chs=8, first_chs=8, stages=[(16, 2, 2), (24, 2, 2)], head_chs=32, img_size=64),
     Darts(width=4, num_cells=4, img_size=16),
+    EnasMacro(width=4, num_layers=4, img_size=16),
 ]
-spaces = pytest.mark.parametrize("space", SPACES, ids=["nasbench201", "mbconv", "darts"])
+NAMES = ["nasbench201", "mbconv", "darts", "enas_macro"]
+spaces = pytest.mark.parametrize("space", SPACES, ids=NAMES)
 
 
 def sample(space: SearchSpace) -> Architecture:

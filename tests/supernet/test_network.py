@@ -11,6 +11,7 @@ from supernet.inherit import inherit_weights
 from supernet.mixed_ops.base import one_hot
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import EnasMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -27,12 +28,14 @@ def narrow(stages: list[tuple[int, int, int]], stem_stride: int) -> MBConv:
 FORMS = {  # space, side and number of the images
     "nasbench201": (NasBench201(widths=(8, 16, 32), num_cells=2), 16, 4),
     "darts": (Darts(width=4, num_cells=4), 16, 4),
+    "enas_macro": (EnasMacro(width=4, num_layers=6), 16, 4),
     "mbconv_224": (narrow(STAGES_224, stem_stride=2), 64, 4),
     "mbconv_32": (narrow(STAGES_32, stem_stride=1), 32, 4),
 }
 FULL_FORMS = {
     "nasbench201_full": (NasBench201(), 32, 4),
     "darts_full": (Darts(), 32, 4),
+    "enas_macro_full": (EnasMacro(), 32, 4),
     "mbconv_224_full": (MBConv(), 64, 2),
     "mbconv_32_full": (MBConv(img_size=32, stem_stride=1, stages=STAGES_32), 32, 2),
 }

@@ -13,6 +13,7 @@ from supernet.derive import check_space, derive
 from supernet.network import Network
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import EnasMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -213,7 +214,7 @@ def test_architectures_of_other_spaces_and_settings_are_refused() -> None:
         NasBench201().check(architecture)
 
 
-SPACES = [NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,)), Darts()]
+SPACES = [NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,)), Darts(), EnasMacro()]
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -22,6 +22,7 @@ from supernet.mixed_ops.binary_gate import BinaryGate
 from supernet.mixed_ops.sigmoid import Sigmoid
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import EnasMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.strategies.base import Problem
@@ -31,13 +32,15 @@ MIXED_OPS = {
     path.stem: path
     for path in sorted(Path(supernet_conf.__file__).parent.joinpath("mixed_op").glob("*.yaml"))
 }
-REFUSED = {("mbconv", "partial_channels")}
+REFUSED = {(space, "partial_channels") for space in ("mbconv", "enas_macro")}
 EVERY = [
     pair
-    for pair in itertools.product(("nasbench201", "mbconv", "darts"), MIXED_OPS)
+    for pair in itertools.product(("nasbench201", "mbconv", "darts", "enas_macro"), MIXED_OPS)
     if pair not in REFUSED
 ]
-SHARES = {"nasbench201": 0.25, "mbconv": 0.75, "darts": 0.35}  # below an even mixture
+SHARES = {  # below an even mixture
+    "nasbench201": 0.25, "mbconv": 0.75, "darts": 0.35, "enas_macro": 0.3,
+}  # fmt: skip
 WITH_LOGITS = [pair for pair in EVERY if pair[1] != "one_shot"]
 
 
@@ -56,6 +59,8 @@ def make_space(name: str) -> SearchSpace:
         )  # fmt: skip
     if name == "darts":
         return Darts(width=4, num_cells=3, **small)
+    if name == "enas_macro":
+        return EnasMacro(width=4, num_layers=3, **small)
     return NasBench201(widths=(4, 8), num_cells=1, **small)
 
 
