@@ -84,6 +84,7 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
         )
     check_benchmark(cfg, space)
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
+    strategy.check_space(space)
     estimator = make_estimator(cfg, strategy)
     if cfg.search_baseline == "random" and estimator is None:  # known before the search, not after
         check_precision(instantiate(cfg.random_estimator.recipe, _convert_="all"), accelerator)

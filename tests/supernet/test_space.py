@@ -15,6 +15,7 @@ from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
 from supernet.spaces.darts import Darts
 from supernet.spaces.enas_macro import EnasMacro
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nas_rl import NasRL
 from supernet.spaces.nasbench201 import NasBench201
 
 
@@ -214,7 +215,9 @@ def test_architectures_of_other_spaces_and_settings_are_refused() -> None:
         NasBench201().check(architecture)
 
 
-SPACES = [NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,)), Darts(), EnasMacro()]
+SPACES = [
+    NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,)), Darts(), EnasMacro(), NasRL(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("space", SPACES)
