@@ -1,4 +1,4 @@
-"""Costs that are no sum over choices: each architecture's network is traced."""
+"""Costs that are no sum over choices, counted in the network of each architecture."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from functools import lru_cache
 import torch
 
 from latency.memory import peak_memory
-from latency.sites import trace_architecture
+from latency.sites import trace
 from supernet.choice import Architecture
 from supernet.limits import Membership
+from supernet.network import Network
 from supernet.space import LinearConstraint, SearchSpace
 
 UNITS = {"macs": "MACs", "params": "parameters", "peak_memory": "bytes"}
@@ -36,10 +37,11 @@ class TracedCost:
         self.itemsize = getattr(torch, dtype).itemsize
 
     def of(self, architecture: Architecture) -> float:
-        if self.name == "peak_memory":
-            return _peak(architecture, self.num_classes, self.input_shape) * self.itemsize // 4
-        macs, params = _totals(architecture, self.num_classes, self.input_shape)
-        return macs if self.name == "macs" else params
+        if self.name == "params":
+            return _params(architecture, self.num_classes)
+        if self.name == "macs":
+            return _macs(architecture, self.num_classes, self.input_shape)
+        return _peak(architecture, self.num_classes, self.input_shape) * self.itemsize // 4
 
     def rows(self, upper: float) -> list[LinearConstraint]:
         return []
@@ -49,18 +51,25 @@ class TracedCost:
         return Membership([architecture]).cut(architecture, upper)
 
 
-@lru_cache(maxsize=1024)
-def _totals(architecture: Architecture, num_classes: int, input_shape: Shape) -> tuple[int, int]:
-    """(multiply-accumulates, parameters), of a network without content."""
+def _network(architecture: Architecture, num_classes: int) -> Network:
+    """Without content."""
+    space = SearchSpace.of(architecture)
     with torch.device("meta"):
-        space = SearchSpace.of(architecture)
-        sites = trace_architecture(space, architecture, num_classes, input_shape)
-    return sum(site.macs for site in sites), sum(site.params for site in sites)
+        return space.build_network(architecture, num_classes)
+
+
+@lru_cache(maxsize=1024)
+def _params(architecture: Architecture, num_classes: int) -> int:
+    return sum(parameter.numel() for parameter in _network(architecture, num_classes).parameters())
+
+
+@lru_cache(maxsize=1024)
+def _macs(architecture: Architecture, num_classes: int, input_shape: Shape) -> int:
+    sites = trace(_network(architecture, num_classes), (), input_shape)
+    return sum(site.macs for site in sites)
 
 
 @lru_cache(maxsize=1024)
 def _peak(architecture: Architecture, num_classes: int, input_shape: Shape) -> int:
     """Bytes where activations have four each."""
-    with torch.device("meta"):
-        network = SearchSpace.of(architecture).build_network(architecture, num_classes)
-    return peak_memory(network, input_shape)
+    return peak_memory(_network(architecture, num_classes), input_shape)

@@ -38,7 +38,7 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     target = make_target(cfg, backend, data)
     classes, shape = data.info.num_classes, input_shape(space, target)
     if not space.additive:
-        if with_table or needs_table(cfg):
+        if with_table:
             raise ValueError(
                 f"{space.id} has no latency table: a layer's cost depends on several choices at "
                 "once, so that its operations cannot be listed; give a budget and limits of macs, "

@@ -183,7 +183,8 @@ def _measure(
         cfg = merged(cfg, {"latency": {"table": str(path)}})
     if not needs_table(cfg):
         return measure_space(cfg, data, space, with_table=False)
-    measured = measure_space(cfg, data, space, with_table=run.main)
+    # refused in all processes where the space can have none
+    measured = measure_space(cfg, data, space, with_table=run.main or not space.additive)
     if run.main:
         validate_if_new(cfg, measured, space)
     table = [measured.table.to_dict() if measured.table else None]
