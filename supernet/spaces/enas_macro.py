@@ -213,7 +213,8 @@ class EnasMacro(SearchSpace):
             kept = [s for s in sources if architecture[skip_name(s, layer)] == JOIN]
             edges += [(source, layer, "") for source in kept]
             edges.append((layer - 1, layer, architecture[layer_name(layer)]))
-        return Diagram(("stem", *names[1:]), tuple(edges))
+        edges.append((self.num_layers, self.num_layers + 1, ""))
+        return Diagram(("stem", *names[1:], "output"), tuple(edges))
 
 
 _Cut = partial(Zero, 1)

@@ -204,9 +204,11 @@ def test_compiled_networks_leave_out_what_nothing_reads(
 def test_the_diagram_shows_operations_and_joined_states() -> None:
     space = small(3)
     diagram = space.diagram(settle(space, {(0, 3)}, "max_pool_3x3"))
-    assert diagram.nodes == ("stem", "1 /2", "2 /2", "3")
+    assert diagram.nodes == ("stem", "1 /2", "2 /2", "3", "output")
     pool = "max_pool_3x3"
-    assert set(diagram.edges) == {(0, 1, pool), (1, 2, pool), (0, 3, ""), (2, 3, pool)}
+    assert set(diagram.edges) == {
+        (0, 1, pool), (1, 2, pool), (0, 3, ""), (2, 3, pool), (3, 4, ""),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
