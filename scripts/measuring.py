@@ -39,11 +39,7 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     classes, shape = data.info.num_classes, input_shape(space, target)
     if not space.additive:
         if with_table:
-            raise ValueError(
-                f"{space.id} has no latency table: a layer's cost depends on several choices at "
-                "once, so that its operations cannot be listed; give a budget and limits of macs, "
-                "params or peak_memory (objective.cost=params)"
-            )
+            check_table(space)
         return Measured([], [], classes, backend, target, *make_plans(cfg))
     supernet = space.build(MixedOp, classes, search=False)  # as it is deployed
     sites = [
@@ -73,6 +69,20 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
         given.require(keys, measure_command())
         measured.table = given.restrict(keys)
     return measured
+
+
+def check_table(space: SearchSpace) -> None:
+    """Refuse a space that can have no latency table.
+
+    Raises:
+        ValueError: its costs are not additive.
+    """
+    if not space.additive:
+        raise ValueError(
+            f"{space.id} has no latency table: a layer's cost depends on several choices at once, "
+            "so that its operations cannot be listed; give a budget and limits of macs, params or "
+            "peak_memory (objective.cost=params)"
+        )
 
 
 def make_backend(cfg: DictConfig) -> Backend:

@@ -375,7 +375,7 @@ def test_darts_cells_are_retrained_in_a_larger_network(commands: Any, tmp_path: 
     whole = ["recipe.drop_path=0.1", "recipe.aux_weight=0.4", "run_dir=run"]
     commands.succeed("search", *tiny, *cells, *free, *larger, *short, *whole, cwd=tmp_path)
     architecture = Architecture.load(tmp_path / "run" / "architecture.json")
-    (entry,) = read(tmp_path / "run" / "retrain" / "result.json")["networks"]
+    entry, *_ = read(tmp_path / "run" / "retrain" / "result.json")["networks"]
     assert entry["architecture"] == dict(architecture)
     settings = {**json.loads(architecture.settings), "num_cells": 4, "width": 6}
     space = Darts(**settings)
