@@ -13,7 +13,7 @@ from latency.measure import measure
 from latency.table import LatencyTable
 from supernet_scripts.common import command, make_space
 from supernet_scripts.measured import Measured
-from supernet_scripts.measuring import measure_space
+from supernet_scripts.measuring import check_table, measure_space
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
     else:
         data = instantiate(cfg.data)
         space = make_space(cfg, data)
+        check_table(space)
         table = _measure(measure_space(cfg, data, space, with_table=False), output)
     print(f"{len(table.measurements)} operations in {output}")
 

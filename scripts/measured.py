@@ -10,19 +10,13 @@ from pathlib import Path
 from latency.backends.base import Backend
 from latency.measure import MeasuredNetwork, measure_networks
 from latency.memory import PeakMemory
-from latency.model import (
-    AdditiveCost,
-    LatencyModel,
-    energy_cost,
-    macs_cost,
-    network_ms,
-    params_cost,
-)
+from latency.model import LatencyModel, energy_cost, macs_cost, network_ms, params_cost
 from latency.runner import Plan
 from latency.sites import Site, trace_architecture
 from latency.table import Calibration, LatencyTable, Measurement, Target
+from latency.traced import TracedCost
 from supernet.choice import Architecture
-from supernet.limits import Limit
+from supernet.limits import Cost, Limit
 from supernet.network import Network
 from supernet.objective import Objective
 from supernet.outcome import OnTarget
@@ -130,8 +124,10 @@ class Measured:
             measure if self.is_here and may_measure else None,
         )
 
-    def cost(self, space: SearchSpace, name: str) -> AdditiveCost:
-        """The additive cost an objective asks for: latency, macs, params or energy."""
+    def cost(self, space: SearchSpace, name: str) -> Cost:
+        """The cost an objective asks for: latency, macs, params or energy."""
+        if not space.additive:
+            return self._traced(space, name)
         if name == "latency":
             model = self.latency(space)
             assert model is not None
@@ -142,8 +138,9 @@ class Measured:
         make = {"macs": macs_cost, "params": params_cost}[name]
         return make(space.choices, self.sites, space.excluded)
 
-    def costs(self, space: SearchSpace) -> tuple[AdditiveCost, ...]:
-        """All additive costs that are known: with a table, latency and energy too."""
+    def costs(self, space: SearchSpace) -> tuple[Cost, ...]:
+        """All costs that objectives can be about, as far as they are known: with a table, latency
+        and energy too."""
         names = ["macs", "params"]
         if self.table is not None:
             names.append("latency")
@@ -153,7 +150,7 @@ class Measured:
         return tuple(self.cost(space, name) for name in names)
 
     def limits(self, space: SearchSpace, objective: Objective) -> tuple[Limit, ...]:
-        """The limits of an objective, on additive costs and on peak memory."""
+        """The limits of an objective, on its kinds of cost and on peak memory."""
         return tuple(
             Limit(
                 self._peak_memory(space) if name == "peak_memory" else self.cost(space, name), upper
@@ -161,7 +158,13 @@ class Measured:
             for name, upper in objective.limits.items()
         )
 
-    def _peak_memory(self, space: SearchSpace) -> PeakMemory:
+    def _traced(self, space: SearchSpace, name: str) -> TracedCost:
+        shape = input_shape(space, self.target)
+        return TracedCost(name, self.num_classes, shape, self.target.dtype)
+
+    def _peak_memory(self, space: SearchSpace) -> Cost:
+        if not space.additive:
+            return self._traced(space, "peak_memory")
         shape = input_shape(space, self.target)
         return PeakMemory(space, self.num_classes, shape, self.target.dtype)
 

@@ -31,11 +31,16 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     """Trace the space for `latency.target`; read its table, or measure and cache it.
 
     Raises:
-        ValueError: the table given is for another target, or lacks operations.
+        ValueError: the table given is for another target, or lacks operations; or costs of the
+            space are not additive, so that no table says what networks of it take.
     """
     backend = make_backend(cfg)
     target = make_target(cfg, backend, data)
     classes, shape = data.info.num_classes, input_shape(space, target)
+    if not space.additive:
+        if with_table:
+            check_table(space)
+        return Measured([], [], classes, backend, target, *make_plans(cfg))
     supernet = space.build(MixedOp, classes, search=False)  # as it is deployed
     sites = [
         site
@@ -64,6 +69,20 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
         given.require(keys, measure_command())
         measured.table = given.restrict(keys)
     return measured
+
+
+def check_table(space: SearchSpace) -> None:
+    """Refuse a space that can have no latency table.
+
+    Raises:
+        ValueError: its costs are not additive.
+    """
+    if not space.additive:
+        raise ValueError(
+            f"{space.id} has no latency table: a layer's cost depends on several choices at once, "
+            "so that its operations cannot be listed; give a budget and limits of macs, params or "
+            "peak_memory (objective.cost=params)"
+        )
 
 
 def make_backend(cfg: DictConfig) -> Backend:

@@ -12,20 +12,19 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from latency.model import AdditiveCost
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
 from supernet.files import read_json, write_json
-from supernet.limits import Limit
+from supernet.limits import Cost, Limit
 from supernet.network import Network
 from supernet.outcome import BEST_AT_RANDOM, RANDOM_SEARCH
 from supernet.recipe import Recipe
 from supernet.report import write_report
 from supernet.retrain import retrain
-from supernet.sampling import RangeSampler
+from supernet.sampling import make_sampler
 from supernet.space import SearchSpace
 from supernet.tracking import Tracker
 from supernet_scripts.common import (
@@ -111,7 +110,7 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
 def _baseline(
     cfg: DictConfig,
     space: SearchSpace,
-    cost: AdditiveCost,
+    cost: Cost,
     budget: float | None,
     limits: tuple[Limit, ...],
     derived: Architecture,
@@ -129,7 +128,7 @@ def _baseline(
         top = min(top, reachable(space, cost, limits)[1])
     low, high = (share * top for share in BASELINE_RANGE)
     generator = torch.Generator().manual_seed(seed)
-    sampler = RangeSampler(space, cost, low, min(high, reachable(space, cost)[1]), limits)
+    sampler = make_sampler(space, cost, low, min(high, reachable(space, cost)[1]), limits)
     return {f"random_{i}": sampler.sample(generator) for i in range(cfg.num_baselines)}
 
 

@@ -84,6 +84,7 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
         )
     check_benchmark(cfg, space)
     strategy: Strategy = instantiate(cfg.strategy, _convert_="all")
+    strategy.check_space(space)
     estimator = make_estimator(cfg, strategy)
     trains = "recipe" in cfg.random_estimator  # then known before the search, not after it
     if cfg.search_baseline == "random" and estimator is None and trains:
@@ -181,7 +182,8 @@ def _measure(
         cfg = merged(cfg, {"latency": {"table": str(path)}})
     if not needs_table(cfg):
         return measure_space(cfg, data, space, with_table=False)
-    measured = measure_space(cfg, data, space, with_table=run.main)
+    # refused in all processes where the space can have none
+    measured = measure_space(cfg, data, space, with_table=run.main or not space.additive)
     if run.main:
         validate_if_new(cfg, measured, space)
     table = [measured.table.to_dict() if measured.table else None]

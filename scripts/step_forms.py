@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from latency.model import AdditiveCost
 from supernet.data import Data
 from supernet.derive import derive
 from supernet.engine import make_accelerator
@@ -65,7 +66,9 @@ class Stepper:
         set_seed(cfg.seed)
         self.strategy = make_strategy(cfg, form)
         space, relaxation = make_space(cfg, data), instantiate(cfg.mixed_op)
+        self.strategy.check_space(space)
         cost = measure_space(cfg, data, space, with_table=False).cost(space, "params")
+        assert isinstance(cost, AdditiveCost)
         num_classes = data.info.num_classes
         if form == "network":
             supernet = space.build_network(derive(space, cost.per_option), num_classes)

@@ -12,7 +12,7 @@ from latency.measure import cache_path, keep
 from latency.validate import calibrate, describe, draw, measure_with_networks
 from supernet.report import write_validation
 from supernet_scripts.common import command, make_space
-from supernet_scripts.measuring import measure_space
+from supernet_scripts.measuring import check_table, measure_space
 
 
 @hydra.main(version_base="1.3", config_path="pkg://supernet_conf", config_name="validate")
@@ -20,6 +20,7 @@ from supernet_scripts.measuring import measure_space
 def main(cfg: DictConfig) -> None:
     data = instantiate(cfg.data)
     space = make_space(cfg, data)
+    check_table(space)
     measured = measure_space(cfg, data, space, with_table=cfg.latency.table is not None)
     fitted, held_out = draw(
         space, measured.sites, cfg.latency.num_fit, cfg.latency.num_held_out, cfg.seed

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latency.model import AdditiveCost
 from supernet.choice import Architecture
 from supernet.derive import check_space
+from supernet.limits import Cost
 from supernet.space import SearchSpace
 
 
@@ -96,7 +96,7 @@ class Benchmark:
             "best": max(self.accuracies.values()),
         }
 
-    def front(self, space: SearchSpace, cost: AdditiveCost) -> list[tuple[float, float]]:
+    def front(self, space: SearchSpace, cost: Cost) -> list[tuple[float, float]]:
         """(cost, accuracy) of the architectures of the table that no other one beats in both, the
         cheapest first.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from latency.model import AdditiveCost
 from supernet.choice import Architecture
 from supernet.limits import Cost, Limit, figure
+from supernet.sampling import make_sampler
 from supernet.space import LinearConstraint, SearchSpace
 
 # HiGHS stops at an absolute gap of 1e-6: scaled up, scores that differ by more than 1e-10 are told
@@ -28,7 +29,7 @@ class Infeasible(ValueError):
 def derive(
     space: SearchSpace,
     scores: Mapping[str, Tensor],
-    cost: AdditiveCost | None = None,
+    cost: Cost | None = None,
     budget: float | None = None,
     limits: Sequence[Limit] = (),
     gap: float = 0.0,
@@ -57,13 +58,17 @@ def derive(
 
 
 def reachable(
-    space: SearchSpace, cost: AdditiveCost, limits: Sequence[Limit] = ()
+    space: SearchSpace, cost: Cost, limits: Sequence[Limit] = ()
 ) -> tuple[float, float]:
-    """Cost of the cheapest and of the dearest valid architecture within the limits.
+    """Cost of the cheapest and of the dearest valid architecture within the limits; where costs are
+    not additive, bounds of these (`SearchSpace.ends`).
 
     Raises:
         Infeasible: there is none.
     """
+    if not isinstance(cost, AdditiveCost):
+        costs = [cost.of(architecture) for architecture in space.ends()]
+        return min(costs), max(costs)
     ends = []
     for sign in (-1.0, 1.0):
         found = _best(space, {n: sign * v for n, v in cost.per_option.items()}, limits)
@@ -74,13 +79,18 @@ def reachable(
 
 
 def check_limits(
-    space: SearchSpace, cost: AdditiveCost, budget: float | None, limits: Sequence[Limit]
+    space: SearchSpace, cost: Cost, budget: float | None, limits: Sequence[Limit]
 ) -> None:
     """Make sure before training that budget and limits can be met, all at once.
 
     Raises:
         Infeasible: names what cannot be met, and what can be reached.
+        ValueError: costs are not additive, and none of many architectures is within them.
     """
+    if not isinstance(cost, AdditiveCost):
+        high = math.inf if budget is None else budget
+        make_sampler(space, cost, 0.0, high, limits).sample(torch.Generator().manual_seed(0))
+        return
     derive(space, _nothing(space), cost, budget, limits)
 
 

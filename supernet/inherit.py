@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from supernet.mixed_ops.base import MixedOp
+from supernet.mixed_ops.base import Elastic, MixedOp
 from supernet.network import Network
 
 
@@ -54,7 +54,7 @@ def _chosen_state(supernet: Network, choices: Mapping[str, str]) -> dict[str, Te
             module.choice.index(option)
             chosen[f"{path}.candidates."] = (f"{option}.", f"{path}.")
     state = {}
-    for key, value in supernet.state_dict().items():
+    for key, value in _settled(supernet, choices).items():
         before, mixed, after = key.partition(".candidates.")
         if mixed:
             option, path = chosen[before + mixed]
@@ -62,6 +62,18 @@ def _chosen_state(supernet: Network, choices: Mapping[str, str]) -> dict[str, Te
                 continue
             key = path + after.removeprefix(option)
         state[key] = value
+    return state
+
+
+def _settled(supernet: Network, choices: Mapping[str, str]) -> dict[str, Tensor]:
+    """The supernet's state, of what is elastic the part that the choices leave."""
+    state = supernet.state_dict()
+    for path, module in supernet.named_modules():
+        if isinstance(module, Elastic):
+            state = {k: v for k, v in state.items() if not k.startswith(f"{path}.")}
+            state |= {f"{path}.{name}": value for name, value in module.state_of(choices).items()}
+            if (weight := state.get("classifier.weight")) is not None:
+                state["classifier.weight"] = weight[:, module.features_of(choices)]
     return state
 
 

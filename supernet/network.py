@@ -101,7 +101,7 @@ class Network(nn.Module):
         if global_pool is None:
             global_pool = self.global_pool.pool_type
         self.num_classes = num_classes
-        reference = next(self.stem.parameters())
+        reference = next(self.parameters())
         self.global_pool, self.classifier = create_classifier(
             self.num_features, num_classes, pool_type=global_pool
         )

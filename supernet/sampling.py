@@ -4,16 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from latency.model import AdditiveCost
 from supernet.choice import Architecture
-from supernet.limits import Limit
+from supernet.limits import Cost, Limit, figure
 from supernet.space import SearchSpace
 
 _NUM_BINS = (4096, 512, 64, 24)  # of each axis, by the number of axes
+
+
+class Sampler(Protocol):
+    def sample(self, generator: torch.Generator) -> Architecture:
+        """Draw one.
+
+        Raises:
+            ValueError: none was found.
+        """
+
+
+def make_sampler(
+    space: SearchSpace, cost: Cost, low: float, high: float, limits: Sequence[Limit] = ()
+) -> Sampler:
+    """What draws uniformly from {valid architectures with low <= cost <= high and within the
+    limits}; where costs are not additive, by rejection.
+
+    Raises:
+        ValueError: nothing in the range.
+    """
+    if isinstance(cost, AdditiveCost):
+        return RangeSampler(space, cost, low, high, limits)
+    return RejectionSampler(space, cost, low, high, limits)
+
+
+class RejectionSampler:
+    """Draws uniformly from the valid architectures until one is within all bounds.
+
+    Args:
+        low, high: in the unit of `cost`.
+        limits: on further costs.
+    """
+
+    def __init__(
+        self, space: SearchSpace, cost: Cost, low: float, high: float, limits: Sequence[Limit] = ()
+    ) -> None:
+        self.space, self.cost, self.low, self.high = space, cost, low, high
+        self.limits = tuple(limits)
+
+    def sample(self, generator: torch.Generator, max_tries: int = 1000) -> Architecture:
+        """Draw one.
+
+        Raises:
+            ValueError: no draw was in range within `max_tries`.
+        """
+        costs = list[float]()
+        for _ in range(max_tries):
+            architecture = self.space.sample(generator)
+            costs.append(self.cost.of(architecture))
+            if self.low <= costs[-1] <= self.high and all(
+                limit.holds(architecture) for limit in self.limits
+            ):
+                return architecture
+        limits = "".join(f" and has {limit}" for limit in self.limits)
+        raise ValueError(
+            f"of {max_tries} architectures drawn from this space none costs {figure(self.low)} to "
+            f"{figure(self.high)} {self.cost.unit}{limits}; they cost {figure(min(costs))} to "
+            f"{figure(max(costs))}: widen the range or change the budget"
+        )
 
 
 class RangeSampler:

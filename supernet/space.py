@@ -64,12 +64,14 @@ class SearchSpace(ABC):
         none_options: of them, those that carry nothing.
         safeguards: bounds as for `at_most` that keep these from winning a derivation by logits,
             where budget and limits leave another way.
+        additive: whether what an architecture costs is a sum over its choices.
         excluded: (choice, option) pairs that no valid architecture holds.
     """
 
     skip_options: ClassVar[frozenset[str]] = frozenset()
     none_options: ClassVar[frozenset[str]] = frozenset()
     safeguards: ClassVar[tuple[str, ...]] = ()
+    additive: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -107,6 +109,11 @@ class SearchSpace(ABC):
         overrides this where `Searchable.compact` makes other operations of them.
         """
         return ()
+
+    def ends(self) -> Sequence[Architecture]:
+        """Where costs are not additive: architectures whose costs frame those of all others,
+        excluded candidates left out."""
+        raise NotImplementedError
 
     @property
     def id(self) -> str:
@@ -192,10 +199,10 @@ class SearchSpace(ABC):
         return self.decided
 
     @property
-    def anchors(self) -> Mapping[str, tuple[int, int]]:
-        """Genes that say whether a layer reads an earlier one, as (layer, earlier layer): a
-        controller decides them by its states at the two layers' first genes. Their second option
-        is the one that joins the layers."""
+    def anchors(self) -> Mapping[str, str]:
+        """Genes that say whether a layer reads an earlier one, with the first gene of the earlier
+        one: a controller decides by its state there. Their second option joins the layers; those
+        of one layer follow each other."""
         return {}
 
     def encode(self, architecture: Architecture) -> dict[str, str]:

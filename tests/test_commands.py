@@ -29,6 +29,7 @@ from supernet.mixed_ops.base import MixedOp
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.tracking import read_journal
 from supernet.weights_file import load_network
 
 SAME = 1 + 1e-9  # two sums of the same numbers, in another order
@@ -572,3 +573,56 @@ def test_wrong_settings_are_refused(
     assert re.search(message, refused), refused
     assert not list(tmp_path.rglob("checkpoint"))
     assert not any(path.stat().st_size for path in tmp_path.rglob("*.jsonl"))
+
+
+NAS_RL = (
+    "data.img_size=8", "data.train_limit=64", "data.test_limit=20", "device=cpu", "bn_batches=2",
+    "latency.network_rounds=3", "latency.burst_ms=0.2", "space=nas_rl", "space.num_layers=3",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_space_whose_costs_are_no_sums_runs_through(commands: Any, tmp_path: Path) -> None:
+    random = ["strategy=random", "estimator=from_scratch", "estimator.steps=2"]
+    costs = ["objective=none", "objective.cost=macs", "objective.budget_share=0.2"]
+    limits = ["objective.limits.peak_memory=60000", "objective.limits.params=80000"]
+    count = ["strategy.num_evaluations=4", "search_baseline=random"]
+    commands.succeed(
+        "search", *NAS_RL, *random, *count, *costs, *limits, "run_dir=run", cwd=tmp_path
+    )
+    result = read(tmp_path / "run" / "result.json")
+    assert result["budget"] == 0.2 * result["reachable"][1] and result["measured_ms"]
+    records = read_journal(tmp_path / "run" / "metrics.jsonl")
+    assert len(records) == 4 and all(r["cost"] <= result["budget"] for r in records)
+    architecture = Architecture.load(tmp_path / "run" / "architecture.json")
+    network = SearchSpace.of(architecture).build_network(architecture, 10)
+    assert result["costs"]["params"] == sum(p.numel() for p in network.parameters()) <= 80000
+    peak = result["limits"]["peak_memory"]["derived"]
+    assert peak == peak_memory(network, (1, 1, 8, 8)) <= 60000
+    commands.succeed("derive", "run=run", "output=again", cwd=tmp_path)
+    assert Architecture.load(tmp_path / "again" / "architecture.json") == architecture
+    short = ["recipe.epochs=1", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
+    commands.succeed("retrain", "run=run", *short, "device=cpu", cwd=tmp_path)
+    derived, best_at_random = read(tmp_path / "run" / "retrain" / "result.json")["networks"]
+    assert derived["macs"] == result["costs"]["macs"]
+    assert best_at_random["macs"] <= result["budget"]
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "message"),
+    [
+        ("search", ["objective=none", "objective.cost=macs"], "FirstOrder needs the expected cost"),
+        (
+            "search",
+            ["strategy=random", "strategy.num_evaluations=1", "estimator=from_scratch"],
+            "NasRL has no latency table",
+        ),
+        ("measure", ["output=table.json"], "NasRL has no latency table"),
+    ],
+)
+def test_what_needs_costs_that_are_sums_is_refused(
+    command: str, settings: list[str], message: str, commands: Any, tmp_path: Path
+) -> None:
+    tiny = [word for word in NAS_RL if command == "search" or word.startswith(("space", "data"))]
+    budget = ["objective.budget_share=0.5"] if command == "search" else []
+    assert message in commands.refuse(command, *tiny, *settings, *budget, cwd=tmp_path)

@@ -117,6 +117,23 @@ class MixedOp(Searchable):
         return output
 
 
+class Elastic(Searchable):
+    """Holds in its largest form the weights of a module whose shape depends on several choices, and
+    runs the part that one option a choice leaves of it."""
+
+    def state_of(self, options: Mapping[str, str]) -> dict[str, Tensor]:
+        """The state of what stands in its place in a derived network.
+
+        Args:
+            options: {choice: option} of the architecture.
+        """
+        raise NotImplementedError
+
+    def features_of(self, options: Mapping[str, str]) -> Sequence[int]:
+        """Of the features before the classifier, those of the derived network."""
+        raise NotImplementedError
+
+
 def are_plain(layers: Mapping[Any, nn.Module]) -> bool:
     """Whether all are mixed ops that do no more than weigh their candidates."""
     return all(isinstance(layer, MixedOp) and layer.plain for layer in layers.values())

@@ -165,19 +165,19 @@ class FactorizedReduction(Joint):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
-        return self.norm(torch.cat([self.even(x), self.odd(_shifted(x))], dim=1))
+        return self.norm(torch.cat([self.even(x), self.odd(shifted(x))], dim=1))
 
     @classmethod
     def jointly(cls, modules: Sequence[Any], common: Common, factors: Factors) -> Tensor | None:
         x = common.rectified()
         even = conv2d(x, torch.cat([m.even.weight for m in modules]), stride=2)
-        odd = conv2d(_shifted(x), torch.cat([m.odd.weight for m in modules]), stride=2)
+        odd = conv2d(shifted(x), torch.cat([m.odd.weight for m in modules]), stride=2)
         halves = (half.chunk(len(modules), dim=1) for half in (even, odd))
         y = torch.cat([part for pair in zip(*halves, strict=True) for part in pair], dim=1)
         return joint_norm(y, [m.norm for m in modules], factors)
 
 
-def _shifted(x: Tensor) -> Tensor:
+def shifted(x: Tensor) -> Tensor:
     """From one pixel further down and right; a side of odd length is continued by zeros."""
     height, width = x.shape[-2:]
     x = x if height % 2 == width % 2 == 0 else pad(x, (0, width % 2, 0, height % 2))

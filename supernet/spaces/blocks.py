@@ -93,7 +93,7 @@ class BlockSpace(SearchSpace):
         self.width, self.num_cells = width, num_cells
         self.num_blocks, self.stem_multiplier = num_blocks, stem_multiplier
         self.states = range(NUM_INPUTS, NUM_INPUTS + num_blocks)  # that blocks make
-        self.ends = {kind: tuple(self._ends(kind)) for kind in self.kinds}
+        self.loose_ends = {kind: tuple(self._ends(kind)) for kind in self.kinds}
         super().__init__(
             choices=tuple(chain.from_iterable(map(self._choices, self.kinds))),
             settings={
@@ -114,7 +114,7 @@ class BlockSpace(SearchSpace):
                 yield Choice(f"{kind}_{state}_{side}", options)
             if len(self.combinations) > 1:
                 yield Choice(f"{kind}_{state}_combine", self.combinations)
-        yield from (end.choice for end in self.ends[kind])
+        yield from (end.choice for end in self.loose_ends[kind])
 
     def _ends(self, kind: str) -> Iterator[End]:
         for state in range(0 if self.loose_inputs else NUM_INPUTS, self.states[-1]):
@@ -128,7 +128,7 @@ class BlockSpace(SearchSpace):
 
     def _rules(self, kind: str) -> Iterator[LinearConstraint]:
         """An end is loose if no side reads it, and only then."""
-        for end in self.ends[kind]:
+        for end in self.loose_ends[kind]:
             loose = (end.choice.name, LOOSE)
             pairs = [self._reading(end, reader) for reader in end.readers]
             terms = dict.fromkeys([loose, *chain.from_iterable(pairs)], 1.0)
@@ -138,7 +138,7 @@ class BlockSpace(SearchSpace):
 
     def implied(self, options: Mapping[str, str]) -> Mapping[str, str]:
         found = {}
-        for end in chain.from_iterable(self.ends.values()):
+        for end in chain.from_iterable(self.loose_ends.values()):
             read = any(_split(options[reader])[0] == str(end.state) for reader in end.readers)
             found[end.choice.name] = USED if read else LOOSE
         return found
@@ -153,7 +153,7 @@ class BlockSpace(SearchSpace):
         """Sides are independent: a state is loose with the product of the probabilities that each
         of them reads another."""
         found = dict(probabilities)
-        for end in chain.from_iterable(self.ends.values()):
+        for end in chain.from_iterable(self.loose_ends.values()):
             first = end.state * end.num_operations
             reading = slice(first, first + end.num_operations)
             others = torch.stack([1 - probabilities[name][reading].sum() for name in end.readers])
@@ -244,8 +244,8 @@ class BlockSpace(SearchSpace):
             return ReLUConvBN(in_chs, out_chs, 1)
         build = partial(reach, in_chs, out_chs, stride)
         candidates: Candidates = {USED: Nothing, LOOSE: lambda: Contribution(build())}
-        layers = [select(end.choice, candidates) for end in self.ends[kind]]
-        return Entry(in_chs, self.ends[kind], layers, build(), out_chs)
+        layers = [select(end.choice, candidates) for end in self.loose_ends[kind]]
+        return Entry(in_chs, self.loose_ends[kind], layers, build(), out_chs)
 
     def _cell(
         self,
@@ -256,7 +256,7 @@ class BlockSpace(SearchSpace):
         entries: list[nn.Module],
         padded: bool,
     ) -> BlockCell:
-        blocks, ends = list[dict[str, nn.Module]](), self.ends[kind]
+        blocks, ends = list[dict[str, nn.Module]](), self.loose_ends[kind]
         for state in self.states:
             candidates = self._candidates(state, width, stride)
             block = {
@@ -294,7 +294,7 @@ class BlockSpace(SearchSpace):
                     source, operation = _split(options[f"{kind}_{state}_{side}"])
                     edges.append((start + int(source), start + state, operation))
             nodes.append("output")
-            loose = [e.state for e in self.ends[kind] if options[e.choice.name] == LOOSE]
+            loose = [e.state for e in self.loose_ends[kind] if options[e.choice.name] == LOOSE]
             edges += [(start + state, output, "") for state in (*loose, self.states[-1])]
         return Diagram(tuple(nodes), tuple(edges))
 

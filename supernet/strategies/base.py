@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -20,11 +20,11 @@ from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.choice import Architecture
 from supernet.data import Data
 from supernet.derive import derive
-from supernet.limits import Limit
+from supernet.limits import Cost, Limit
 from supernet.mixed_ops.base import Relaxation
 from supernet.network import Network
 from supernet.objective import Objective
-from supernet.sampling import RangeSampler
+from supernet.sampling import Sampler, make_sampler
 from supernet.space import SearchSpace
 from supernet.tracking import Journal, NoTracker, Tracker, flatten
 
@@ -49,13 +49,19 @@ class Problem:
     supernet: Network
     relaxation: Relaxation
     objective: Objective
-    cost: AdditiveCost
+    cost: Cost
     data: Data
     accelerator: Accelerator
     seed: int
     limits: tuple[Limit, ...] = ()
     estimator: Estimator | None = None
-    costs: tuple[AdditiveCost, ...] = ()
+    costs: tuple[Cost, ...] = ()
+
+    @property
+    def additive(self) -> AdditiveCost:
+        """The cost, where it has an expectation: `Strategy.check_space` has seen to that."""
+        assert isinstance(self.cost, AdditiveCost), self.cost.name
+        return self.cost
 
     def is_feasible(self, architecture: Architecture) -> bool:
         """Whether it is valid, and within budget and limits."""
@@ -90,11 +96,11 @@ class Problem:
         """The best architecture within budget and limits."""
         return derive(self.space, scores, self.cost, self.objective.budget, self.limits)
 
-    def sampler(self) -> RangeSampler:
+    def sampler(self) -> Sampler:
         """Draws uniformly from the architectures within budget and limits."""
         budget = self.objective.budget
         high = float("inf") if budget is None else budget
-        return RangeSampler(self.space, self.cost, 0.0, high, self.limits)
+        return make_sampler(self.space, self.cost, 0.0, high, self.limits)
 
     def expected(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Expected value of each limited cost that is additive, by name."""
@@ -144,7 +150,27 @@ def rank_record(
 
 
 class Strategy(ABC):
-    """How supernet and logits are trained."""
+    """How supernet and logits are trained.
+
+    Attributes:
+        sums_costs: whether it needs costs that are sums over choices.
+    """
+
+    sums_costs: ClassVar[bool] = True
+
+    def check_space(self, space: SearchSpace) -> None:
+        """Refuse a space whose costs the strategy could not use.
+
+        Raises:
+            ValueError: says which strategies can.
+        """
+        if self.sums_costs and not space.additive:
+            raise ValueError(
+                f"{type(self).__name__} needs the expected cost of a mixture, a sum over choices; "
+                f"in {space.id} a layer's cost depends on several choices at once: choose a "
+                "strategy that tries architectures one by one (strategy=random "
+                "estimator=from_scratch)"
+            )
 
     @abstractmethod
     def search(self, problem: Problem, run: Run) -> Answer:

@@ -70,7 +70,7 @@ class Controller(nn.Module):
     def __init__(
         self,
         genes: Sequence[Choice],
-        anchors: Mapping[str, tuple[int, int]],
+        anchors: Mapping[str, str],
         *,
         hidden: int,
         num_layers: int,
@@ -141,8 +141,8 @@ class _Walk:
         self.log_probs: list[Tensor] = []
         self.entropies: list[Tensor] = []
         self.skip_kls: list[Tensor] = []
-        self.layers: list[Tensor] = []  # state at each layer's first gene
-        self.skipping: tuple[int, Tensor] | None = None  # layer whose skips are decided
+        self.states: dict[str, Tensor] = {}  # at each gene that is no skip
+        self.skipping: Tensor | None = None  # state at the present layer's skips
         self.read: list[Tensor] = []  # states of the layers that it reads
 
     def step(self) -> Tensor:
@@ -156,19 +156,16 @@ class _Walk:
     def predict(self, gene: Choice) -> None:
         self._end_skips()
         hidden = self.step()
-        if self.controller.anchors:
-            self.layers.append(hidden)
+        self.states[gene.name] = hidden
         kind = self.controller.kinds[gene.name]
         index = self._decide(gene, self.controller.heads[kind](hidden)[0])
         self.input = self.controller.embeddings[kind](torch.tensor([index], device=hidden.device))
 
     def skip(self, gene: Choice) -> None:
-        layer, earlier = self.controller.anchors[gene.name]
-        if self.skipping is None or self.skipping[0] != layer:
-            self._end_skips()
-            self.skipping = layer, self.step()
-        hidden, anchor = self.skipping[1], self.layers[earlier]
-        both = self.controller.previous(anchor) + self.controller.current(hidden)
+        if self.skipping is None:
+            self.skipping = self.step()
+        anchor = self.states[self.controller.anchors[gene.name]]
+        both = self.controller.previous(anchor) + self.controller.current(self.skipping)
         query = self.controller.vector(torch.tanh(both))[0]
         log_p = torch.log_softmax(self.controller.squash(torch.cat([-query, query])), dim=0)
         rate = log_p.new_tensor([1 - self.controller.skip_rate, self.controller.skip_rate])

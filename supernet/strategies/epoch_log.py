@@ -97,8 +97,8 @@ class EpochLog:
         argmax, derived = derive(problem.space, problem.scores(logits)), self._derived()
         inputs = {name: p.tolist() for name, p in problem.inputs(logits).items()}
         return {
-            "expected_cost": float(problem.cost.expected(shares)),
-            "uncalibrated_cost": float(problem.cost.uncalibrated.expected(shares)),
+            "expected_cost": float(problem.additive.expected(shares)),
+            "uncalibrated_cost": float(problem.additive.uncalibrated.expected(shares)),
             "argmax_cost": problem.cost.of(argmax),
             "derived_cost": problem.cost.of(derived),
             "multiplier": problem.objective.multiplier,

@@ -167,7 +167,7 @@ class FirstOrder(Strategy):
         learned = {"multiplier": 0.0, "used": 0.0, **state["objective"]}
         priced = learned["multiplier"] > 0 or learned["used"] >= LEAST_USE
         derived: Answer = MostProbable(
-            problem.space, scores, problem.cost, problem.limits, priced,
+            problem.space, scores, problem.additive, problem.limits, priced,
             guarded=self.safeguard, inputs=problem.inputs(logits),
         )  # fmt: skip
         selected = state.get("selected", {})
@@ -265,7 +265,7 @@ class FirstOrder(Strategy):
                     "lower weight_optimizer.lr or set clip_grad"
                 )
             shares = problem.shares(sample.cost_weights)
-            cost = problem.cost.expected(shares)
+            cost = problem.additive.expected(shares)
             limited = problem.expected(shares)
             state.logits_optimizer.zero_grad()
             penalty = problem.relaxation.penalty(logits, progress)

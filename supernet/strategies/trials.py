@@ -63,6 +63,8 @@ class Trials(Strategy):
                 raise ValueError(f"strategy.{name} must be above 0; got {value}")
         self.num_evaluations, self.seconds = num_evaluations, seconds
 
+    sums_costs = False
+
     @abstractmethod
     def propose(self, problem: Problem, generator: torch.Generator) -> Proposals:
         """Yield batches of architectures; each `yield` gives their trials, in the same order.

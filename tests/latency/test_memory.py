@@ -21,6 +21,7 @@ from supernet.mixed_ops.base import Candidates
 from supernet.network import Block, Network
 from supernet.space import Diagram, SearchSpace, Select
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 
@@ -254,6 +255,16 @@ def test_edges_that_are_left_out_take_no_memory() -> None:
         architecture = space.sample(generator)
         peak = peak_memory(space.build_network(architecture, 10), (1, 3, 8, 8))
         part = {n: o for n, o in architecture if n.startswith("normal")}
+        assert cost.at_least({}) <= cost.at_least(part) <= cost.of(architecture) == peak
+
+
+def test_states_that_are_cut_take_no_memory() -> None:
+    space = ENASMacro(width=4, num_layers=3, img_size=8)
+    cost, generator = cost_of(space), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        architecture = space.sample(generator)
+        peak = peak_memory(space.build_network(architecture, 10), (1, 3, 8, 8))
+        part = {n: o for n, o in architecture if n.startswith("layer")}
         assert cost.at_least({}) <= cost.at_least(part) <= cost.of(architecture) == peak
 
 

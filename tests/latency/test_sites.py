@@ -14,6 +14,7 @@ from supernet.mixed_ops.base import MixedOp, Searchable, Weights
 from supernet.network import Block, Network
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
@@ -31,6 +32,7 @@ SPACES = [
     ),
     Darts(width=4, num_cells=3, img_size=8),
     Spos(img_size=16, stem_chs=8, stages=[(16, 2, 2)], head_chs=16),
+    ENASMacro(width=4, num_layers=4, img_size=8),
 ]
 CHOICE = Choice("edge", ("wide", "skip"))
 

@@ -14,6 +14,7 @@ import supernet
 from supernet.choice import Architecture
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
@@ -23,8 +24,10 @@ SPACES: list[SearchSpace] = [
     MBConv(stem_chs=8, first_chs=8, stages=[(16, 2, 2), (24, 2, 2)], head_chs=32, img_size=64),
     Darts(width=4, num_cells=4, img_size=16),
     Spos(stem_chs=8, stages=[(16, 2, 2), (24, 2, 2)], head_chs=32, img_size=64),
+    ENASMacro(width=4, num_layers=4, img_size=16),
 ]
-spaces = pytest.mark.parametrize("space", SPACES, ids=["nasbench201", "mbconv", "darts", "spos"])
+NAMES = ["nasbench201", "mbconv", "darts", "spos", "enas_macro"]
+spaces = pytest.mark.parametrize("space", SPACES, ids=NAMES)
 
 
 def sample(space: SearchSpace) -> Architecture:

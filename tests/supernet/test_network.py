@@ -11,7 +11,9 @@ from supernet.inherit import inherit_weights
 from supernet.mixed_ops.base import one_hot
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nas_rl import NasRL
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
 
@@ -28,6 +30,9 @@ def narrow(stages: list[tuple[int, int, int]], stem_stride: int) -> MBConv:
 FORMS = {  # space, side and number of the images
     "nasbench201": (NasBench201(widths=(8, 16, 32), num_cells=2), 16, 4),
     "darts": (Darts(width=4, num_cells=4), 16, 4),
+    "enas_macro": (ENASMacro(width=4, num_layers=6), 16, 4),
+    "nas_rl": (NasRL(num_layers=4), 8, 4),
+    "nas_rl_strides": (NasRL(num_layers=4, strides=True), 8, 4),
     "mbconv_224": (narrow(STAGES_224, stem_stride=2), 64, 4),
     "mbconv_32": (narrow(STAGES_32, stem_stride=1), 32, 4),
     "spos": (Spos(stem_chs=8, stages=[(16, 3, 2), (24, 2, 1), (40, 2, 2)], head_chs=32), 16, 4),
@@ -35,6 +40,7 @@ FORMS = {  # space, side and number of the images
 FULL_FORMS = {
     "nasbench201_full": (NasBench201(), 32, 4),
     "darts_full": (Darts(), 32, 4),
+    "enas_macro_full": (ENASMacro(), 32, 4),
     "mbconv_224_full": (MBConv(), 64, 2),
     "spos_full": (Spos(), 64, 2),
     "mbconv_32_full": (MBConv(img_size=32, stem_stride=1, stages=STAGES_32), 32, 2),
@@ -91,7 +97,11 @@ def small() -> tuple[MBConv, Architecture]:
     return space, space.sample(torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+# strides of nas_rl differ between height and width, and a network has one level alone
+LEVELS = {name: form for name, form in FORMS.items() if name != "nas_rl_strides"}
+
+
+@pytest.mark.parametrize("form", LEVELS.values(), ids=LEVELS)
 def test_feature_info_describes_the_tensors(form: Form) -> None:
     space, side, batch = form
     images = torch.randn(batch, 3, side, side)

@@ -7,11 +7,13 @@ from scipy.stats import chisquare
 
 from latency.memory import PeakMemory
 from latency.model import AdditiveCost
-from supernet.derive import reachable
+from latency.traced import TracedCost
+from supernet.derive import check_limits, reachable
 from supernet.limits import Limit
-from supernet.sampling import RangeSampler
+from supernet.sampling import RangeSampler, make_sampler
 from supernet.space import SearchSpace
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nas_rl import NasRL
 from supernet.spaces.nasbench201 import NasBench201
 
 
@@ -131,3 +133,45 @@ def test_an_empty_range_is_refused(low: float, high: float) -> None:
     space = NasBench201()
     with pytest.raises(ValueError, match=f"costs {low:.6g} to {high:.6g} ms"):
         RangeSampler(space, make_cost(space), low, high).sample(torch.Generator())
+
+
+# ---- costs that are no sum
+
+
+def members_of(space: NasRL, cost: TracedCost, low: float, high: float) -> set:
+    space.exclude([f"{side}_*={size}" for side in ("height", "width") for size in (3, 5)])
+    space.exclude(["width_*=7", "filters_*=36", "filters_*=48"])
+    found = set()
+    for options in itertools.product(*(space.allowed(c) for c in space.choices)):
+        names = [c.name for c in space.choices]
+        architecture = space.architecture(dict(zip(names, options, strict=True)))
+        if low <= cost.of(architecture) <= high:
+            found.add(architecture)
+    return found
+
+
+def test_uniform_over_the_range_of_a_cost_that_is_no_sum() -> None:
+    space, cost = NasRL(num_layers=2), TracedCost("params", 10, (1, 3, 8, 8))
+    memory = TracedCost("peak_memory", 10, (1, 3, 8, 8))
+    members = members_of(space, cost, 1500, 6000)
+    upper = sorted({memory.of(a) for a in members})[-2]
+    limits = [Limit(memory, upper)]
+    within = {a for a in members if memory.of(a) <= upper}
+    assert 5 < len(within) < len(members) < 32
+    sampler = make_sampler(space, cost, 1500, 6000, limits)
+    generator = torch.Generator().manual_seed(0)
+    counts = Counter(sampler.sample(generator) for _ in range(30 * len(within)))
+    assert set(counts) == within
+    assert chisquare([counts[a] for a in within]).pvalue > 1e-3
+    check_limits(space, cost, 6000, limits)
+
+
+def test_what_no_draw_meets_is_refused_with_what_was_drawn() -> None:
+    space, cost = NasRL(num_layers=2), TracedCost("params", 10, (1, 3, 8, 8))
+    costs = sorted(cost.of(a) for a in members_of(space, cost, 0, 1e9))
+    sampler = make_sampler(space, cost, 0.0, 100.0)
+    drawn = f"of 1000 architectures .* none costs 0 to 100 parameters; .* {costs[0]} to {costs[-1]}"
+    with pytest.raises(ValueError, match=drawn):
+        sampler.sample(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="none costs 0 to 100 parameters"):
+        check_limits(space, cost, 100.0, ())

@@ -13,7 +13,9 @@ from supernet.derive import check_space, derive
 from supernet.network import Network
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.nas_rl import NasRL
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
 
@@ -214,7 +216,10 @@ def test_architectures_of_other_spaces_and_settings_are_refused() -> None:
         NasBench201().check(architecture)
 
 
-SPACES = [NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,)), Darts(), Spos()]
+SPACES = [
+    NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,)), Darts(), Spos(), ENASMacro(),
+    NasRL(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -22,6 +22,7 @@ from supernet.mixed_ops.binary_gate import BinaryGate
 from supernet.mixed_ops.sigmoid import Sigmoid
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
@@ -32,14 +33,11 @@ MIXED_OPS = {
     path.stem: path
     for path in sorted(Path(supernet_conf.__file__).parent.joinpath("mixed_op").glob("*.yaml"))
 }
-REFUSED = {("mbconv", "partial_channels"), ("spos", "partial_channels")}
-EVERY = [
-    pair
-    for pair in itertools.product(("nasbench201", "mbconv", "darts", "spos"), MIXED_OPS)
-    if pair not in REFUSED
-]
+REFUSED = {(space, "partial_channels") for space in ("mbconv", "spos", "enas_macro")}
+NAMES = ("nasbench201", "mbconv", "darts", "spos", "enas_macro")
+EVERY = [pair for pair in itertools.product(NAMES, MIXED_OPS) if pair not in REFUSED]
 SHARES = {  # below an even mixture
-    "nasbench201": 0.25, "mbconv": 0.75, "darts": 0.35, "spos": 0.62,
+    "nasbench201": 0.25, "mbconv": 0.75, "darts": 0.35, "spos": 0.62, "enas_macro": 0.3,
 }  # fmt: skip
 WITH_LOGITS = [pair for pair in EVERY if pair[1] not in ("one_shot", "single_path")]
 
@@ -61,6 +59,8 @@ def make_space(name: str) -> SearchSpace:
         return Darts(width=4, num_cells=3, **small)
     if name == "spos":
         return Spos(stem_chs=4, stem_stride=1, stages=[(8, 2, 2)], head_chs=16, **small)
+    if name == "enas_macro":
+        return ENASMacro(width=4, num_layers=3, **small)
     return NasBench201(widths=(4, 8), num_cells=1, **small)
 
 

@@ -26,12 +26,12 @@ GENES = (
     Choice("c_reads_b", ("cut", "join")),
 )
 SQUASH = Squash(temperature=2.0, tanh_constant=1.5)
-ANCHORS = {"b_reads_a": (1, 0), "c_reads_a": (2, 0), "c_reads_b": (2, 1)}
+ANCHORS = {"b_reads_a": "a", "c_reads_a": "a", "c_reads_b": "b"}
 
 
 def make_controller(
     genes: Sequence[Choice] = GENES,
-    anchors: Mapping[str, tuple[int, int]] = ANCHORS,
+    anchors: Mapping[str, str] = ANCHORS,
     shared: bool = True,
 ) -> Controller:
     controller = Controller(
