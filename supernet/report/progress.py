@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from supernet.report.style import new_figure, styled, svg
 from supernet.tracking import read_journal
 
 QUARTILES = (0.25, 0.5, 0.75)
+UNTOLD = ("seed", "run_dir")  # overrides that do not set a search apart
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,30 @@ def read_courses(folders: Sequence[str | os.PathLike[str]]) -> list[Course]:
     Raises:
         ValueError: there is none, or one tried no architectures one by one.
     """
+    return [_course(folder, name) for folder, name in name_runs(find_runs(folders))]
+
+
+def name_runs(folders: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Runs and the random searches in them, each with the overrides that set it apart from others,
+    the seed and the place aside."""
     runs: list[tuple[Path, dict[str, str]]] = []
-    for folder in _runs(folders):
+    for folder in folders:
         given = overrides_of(folder)
         runs.append((folder, given))
         if (folder / RANDOM_SEARCH / "metrics.jsonl").exists():
             runs.append((folder / RANDOM_SEARCH, {**given, "strategy": "random baseline"}))
-    keys = dict.fromkeys(key for _, given in runs for key in given)
-    differ = [k for k in keys if k != "seed" and len({given.get(k) for _, given in runs}) > 1]
-    return [_course(folder, given, differ) for folder, given in runs]
+    keys = dict.fromkeys(key for _, given in runs for key in given if key not in UNTOLD)
+    differ = [key for key in keys if len({given.get(key) for _, given in runs}) > 1]
+    names = [", ".join(f"{k}={given[k]}" for k in differ if k in given) for _, given in runs]
+    return [(folder, name or "search") for (folder, _), name in zip(runs, names, strict=True)]
 
 
-def _runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Run folders as they are, and those of the jobs of sweeps.
+
+    Raises:
+        ValueError: a folder is neither.
+    """
     found = []
     for folder in map(Path, folders):
         jobs = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
@@ -71,7 +84,7 @@ def _runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
-def _course(folder: Path, given: Mapping[str, str], differ: Sequence[str]) -> Course:
+def _course(folder: Path, name: str) -> Course:
     records = [r for r in read_journal(folder / "metrics.jsonl") if r["phase"] == "rank"]
     spent = {line["step"]: line["seconds"] for line in read_journal(folder / "timing.jsonl")}
     if not records or any("judge" not in r or r["step"] not in spent for r in records):
@@ -87,7 +100,6 @@ def _course(folder: Path, given: Mapping[str, str], differ: Sequence[str]) -> Co
             best.append(record["accuracy"])
         else:
             best.append(best[-1])
-    name = ", ".join(f"{key}={given[key]}" for key in differ if key in given) or "search"
     seconds = tuple(spent[record["step"]] for record in records)
     first = records[0]
     return Course(name, tuple(best), seconds, first["oracle"], first["judge"])
