@@ -124,12 +124,13 @@ def make_estimator(cfg: DictConfig, strategy: Strategy) -> Estimator | None:
     """What judges the architectures that a strategy tries.
 
     Raises:
-        ValueError: the strategy tries none.
+        ValueError: the strategy tries some and there is none, or the other way round.
     """
-    if cfg.get("estimator") is None:
-        return None
-    estimator: Estimator = instantiate(cfg.estimator, _convert_="all")
-    if not isinstance(strategy, Trials):
+    given = cfg.get("estimator")
+    estimator: Estimator | None = given and instantiate(given, _convert_="all")
+    if isinstance(strategy, Trials):
+        strategy.check(estimator)
+    elif estimator is not None:
         raise ValueError(
             f"an estimator judges single architectures, which {type(strategy).__name__} does not "
             "try: leave estimator= out, or choose another strategy (strategy=random)"

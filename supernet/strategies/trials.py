@@ -54,6 +54,8 @@ class Trials(Strategy):
         seconds: none is begun after so many.
     """
 
+    sums_costs = False
+
     def __init__(
         self, *, num_evaluations: int | None = None, seconds: float | None = None
     ) -> None:
@@ -63,8 +65,6 @@ class Trials(Strategy):
                 raise ValueError(f"strategy.{name} must be above 0; got {value}")
         self.num_evaluations, self.seconds = num_evaluations, seconds
 
-    sums_costs = False
-
     @abstractmethod
     def propose(self, problem: Problem, generator: torch.Generator) -> Proposals:
         """Yield batches of architectures; each `yield` gives their trials, in the same order.
@@ -73,23 +73,21 @@ class Trials(Strategy):
             generator: the source of all randomness, alike in all processes.
         """
 
-    def check(self, problem: Problem) -> Estimator:
+    def check(self, estimator: Estimator | None) -> Estimator:
         """Refuse before the search what it could not do.
 
         Raises:
             ValueError: there is no estimator, or nothing ends the search.
         """
         name = type(self).__name__
-        if problem.estimator is None:
+        if estimator is None:
             raise ValueError(
                 f"{name} needs an estimator of architectures: estimator=from_scratch, "
                 "shared_weights, zero_cost or table"
             )
         if self.num_evaluations is None and self.seconds is None and not self.is_finite:
-            raise ValueError(
-                f"{name} would never end: set num_evaluations or max_seconds"
-            )
-        return problem.estimator
+            raise ValueError(f"{name} would never end: set num_evaluations or max_seconds")
+        return estimator
 
     @property
     def is_finite(self) -> bool:
@@ -97,7 +95,7 @@ class Trials(Strategy):
         return False
 
     def search(self, problem: Problem, run: Run) -> Answer:
-        estimator = self.check(problem)
+        estimator = self.check(problem.estimator)
         saved = run.load()
         estimator.prepare(problem, run, saved)
         known = _Known(problem, run, estimator, list((saved or {}).get("ranked", [])))
