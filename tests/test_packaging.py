@@ -27,7 +27,7 @@ PACKAGES = {
     "scripts": "supernet_scripts",
     "supernet": "supernet",
 }
-COMMANDS = ("measure", "validate", "search", "derive", "retrain")
+COMMANDS = ("measure", "validate", "search", "derive", "retrain", "compare")
 GROUP_CONFIGS = sorted(
     path.relative_to(ROOT / "conf").with_suffix("").as_posix()
     for path in (ROOT / "conf").glob("*/*.yaml")

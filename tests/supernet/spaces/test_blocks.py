@@ -281,7 +281,7 @@ def test_looseness_is_the_probability_that_nobody_reads() -> None:
     shares = space.shares(p)
     assert list(shares) == [choice.name for choice in space.choices]
     weights = {n: PathWeights(tuple(range(len(v))), v) for n, v in p.items()}
-    for end in space.ends["cell"]:
+    for end in space.loose_ends["cell"]:
         loose = expected[end.choice.name]
         assert shares[end.choice.name].tolist() == pytest.approx([1 - loose, loose])
         assert float(end.looseness(weights)) == pytest.approx(loose)
@@ -295,7 +295,7 @@ def test_gates_learn_from_what_is_loose() -> None:
         logits = {c.name: torch.zeros(len(c.options), requires_grad=True) for c in space.decided}
         sample = BinaryGate().for_architecture_step(logits, generator, 0.5)
         total = torch.zeros(())
-        for end in space.ends["cell"]:
+        for end in space.loose_ends["cell"]:
             value = torch.as_tensor(end.looseness(sample.weights))
             assert min(abs(value), abs(1 - value)) < 1e-6
             total = total + value

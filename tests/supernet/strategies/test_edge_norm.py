@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latency.model import AdditiveCost
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import ArchitectureParameters
 from supernet.derive import derive
@@ -44,7 +45,9 @@ def make_state(problem: Problem, init_std: float = 1.0) -> SearchState:
 
 def unbuilt(relaxation: Any = None) -> Problem:
     """DARTS, where nothing is run."""
-    relaxation, cost, supernet = relaxation or PartialChannels(2), NEVER, NEVER
+    relaxation, supernet = relaxation or PartialChannels(2), NEVER
+    nothing = {c.name: torch.zeros(len(c.options)).double() for c in DARTS.choices}
+    cost = AdditiveCost(DARTS.choices, 0.0, nothing, "macs", "MACs")
     return Problem(DARTS, supernet, relaxation, TaskOnly(cost="macs"), cost, NEVER, NEVER, 0)
 
 

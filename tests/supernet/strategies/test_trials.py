@@ -156,7 +156,8 @@ def test_each_ends_where_there_is_nothing_else(
     within = {problem.sampler().sample(generator) for _ in range(100)}
     assert 1 < len(within) < problem.space.size
     assert len(set(count.asked)) == len(count.asked) and set(count.asked) <= within
-    assert name == "reinforce" or set(count.asked) == within
+    # the one converges, the other proposes what its score likes best
+    assert name in ("reinforce", "random_prefiltered") or set(count.asked) == within
 
 
 class Twice(Trials):
