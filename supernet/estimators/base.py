@@ -29,12 +29,14 @@ class Estimator(ABC):
     Attributes:
         judge: what an accuracy is of, for people.
         oracle: whether the answer is the truth that searches are judged by.
+        judges_parts: whether it judges architectures of other settings of the space, too.
         together: whether all processes judge each architecture together; else each judges others.
         steps_before: those of its training; the journal counts the architectures on from there.
     """
 
     judge: ClassVar[str]
     oracle: ClassVar[bool] = False
+    judges_parts: ClassVar[bool] = False
     together: ClassVar[bool] = False
     steps_before: int = 0
 

@@ -28,7 +28,7 @@ class Course:
     Attributes:
         name: what sets it apart from others, the seed aside.
         best: accuracy of the best architecture so far by the search's own ranking, after each
-            evaluation.
+            evaluation; 0 where only parts were judged by then.
         seconds: that the search had taken by then.
         oracle: whether it was judged by the truth.
         judge: what the accuracies are of.
@@ -72,7 +72,8 @@ def _runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _course(folder: Path, given: Mapping[str, str], differ: Sequence[str]) -> Course:
-    records = [r for r in read_journal(folder / "metrics.jsonl") if r["phase"] == "rank"]
+    journal = read_journal(folder / "metrics.jsonl")
+    records = [r for r in journal if r["phase"] in ("rank", "part")]
     spent = {line["step"]: line["seconds"] for line in read_journal(folder / "timing.jsonl")}
     if not records or any("judge" not in r or r["step"] not in spent for r in records):
         raise ValueError(
@@ -82,11 +83,12 @@ def _course(folder: Path, given: Mapping[str, str], differ: Sequence[str]) -> Co
     best: list[float] = []
     least = float("inf")
     for record in records:
-        if record["rank_value"] < least or not best:
+        first = least == float("inf")
+        if record["phase"] == "rank" and (record["rank_value"] < least or first):
             least = record["rank_value"]
             best.append(record["accuracy"])
         else:
-            best.append(best[-1])
+            best.append(best[-1] if best else 0.0)
     name = ", ".join(f"{key}={given[key]}" for key in differ if key in given) or "search"
     seconds = tuple(spent[record["step"]] for record in records)
     first = records[0]
