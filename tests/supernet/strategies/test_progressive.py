@@ -34,8 +34,11 @@ class Four(PNAS):
     operations = ("sep_conv_3x3", "identity", "max_pool_3x3", "conv_1x7_7x1")
 
 
+SPACE = Four(**SETTINGS, num_blocks=3)
+
+
 class Sum(Estimator):
-    """Each input and each operation has a worth; no two cells have the same but by symmetry."""
+    """Each input and each operation has a worth."""
 
     judge, judges_parts = "a sum", True
 
@@ -219,9 +222,8 @@ def test_equal_and_lost_accuracies_can_be_fitted(accuracies: list[float]) -> Non
 @pytest.fixture
 def make_case(make_tried: Any) -> Callable[..., Problem]:
     def make(estimator: Estimator | None = None, share: float = 1.0, seed: int = 0) -> Problem:
-        space = Four(**SETTINGS, num_blocks=3)
         problem: Problem = make_tried(
-            estimator=estimator or Sum(), space=space, share=share, seed=seed
+            estimator=estimator or Sum(), space=SPACE, share=share, seed=seed
         )
         return problem
 
@@ -249,7 +251,7 @@ def test_cells_grow_and_the_journal_says_how_well_they_were_predicted(
 
 def test_it_finds_better_cells_than_random_search(make_case: Any, make_run: Any) -> None:
     found = []
-    for seed in range(3):
+    for seed in range(2):
         one, other = (
             strategy.search(make_case(seed=seed), make_run(f"{index}_{seed}"))
             for index, strategy in enumerate((make_search(), RandomSearch(num_evaluations=56)))
@@ -269,7 +271,7 @@ def test_the_answer_is_within_the_budget(make_case: Any, make_run: Any) -> None:
     assert judge.asked != free.asked
 
 
-@pytest.mark.parametrize("stop_at", [0, 35, 36, 46, 50, 55])
+@pytest.mark.parametrize("stop_at", [36, 46, 55])
 def test_it_goes_on_where_it_was_interrupted(
     stop_at: int, make_case: Any, make_run: Any, check_resumes: Any
 ) -> None:
