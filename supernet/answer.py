@@ -172,7 +172,20 @@ class BestRanked(Answer):
 
 
 class BestTried(BestRanked):
-    """Of a search that judged each architecture by itself."""
+    """Of a search that judged each architecture by itself.
+
+    Args:
+        ranked: as for `BestRanked`; parts, which have another `phase`, count as judged alone.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        ranked: Sequence[Mapping[str, Any]],
+        limits: Sequence[Limit] = (),
+    ) -> None:
+        super().__init__(space, [r for r in ranked if r["phase"] == "rank"], limits)
+        self._num_judged = len(ranked)
 
     def judged(self, architecture: Architecture) -> tuple[float, float] | None:
         record = self._record(architecture)
@@ -186,7 +199,7 @@ class BestTried(BestRanked):
 
     @property
     def num_judged(self) -> int:
-        return len(self.ranked)
+        return self._num_judged
 
     def _record(self, architecture: Architecture) -> Mapping[str, Any]:
         return next(r for r in self.ranked if r["architecture"] == dict(architecture))

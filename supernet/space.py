@@ -344,6 +344,10 @@ class SearchSpace(ABC):
     def by_name(self) -> dict[str, Choice]:
         return {choice.name: choice for choice in self.choices}
 
+    def resettled(self, settings: Mapping[str, Any]) -> SearchSpace:
+        """The space with other settings, without what `exclude` and `at_most` do."""
+        return type(self)(**{**json.loads(self.settings), **settings})
+
     @staticmethod
     def resized(architecture: Architecture, settings: Mapping[str, Any]) -> Architecture:
         """The same options with other settings of the space, say more cells.

@@ -30,6 +30,7 @@ class Estimator(ABC):
         judge: what an accuracy is of, for people.
         unit: of an accuracy.
         oracle: whether the answer is the truth that searches are judged by.
+        judges_parts: whether it judges architectures of other settings of the space, too.
         together: whether all processes judge each architecture together; else each judges others.
         steps_before: those of its training; the journal counts the architectures on from there.
     """
@@ -37,6 +38,7 @@ class Estimator(ABC):
     judge: ClassVar[str]
     unit: ClassVar[str] = "%"
     oracle: ClassVar[bool] = False
+    judges_parts: ClassVar[bool] = False
     together: ClassVar[bool] = False
     steps_before: int = 0
 

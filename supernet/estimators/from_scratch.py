@@ -31,7 +31,7 @@ class FromScratch(Estimator):
         settings: of the space in which the trained networks differ from the search's.
     """
 
-    judge, together = "training from scratch", True
+    judge, judges_parts, together = "training from scratch", True, True
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from supernet.data import Loader
 from supernet.estimators.base import Estimate, Estimator
 from supernet.network import Network
 from supernet.recipe import seeded
+from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Run
 
 
@@ -92,7 +93,7 @@ class ZeroCost(Estimator):
         batch_size: images.
     """
 
-    judge, unit = "a score of the untrained network", ""
+    judge, unit, judges_parts = "a score of the untrained network", "", True
 
     def __init__(self, *, proxy: str, batch_size: int) -> None:
         if proxy not in (*PROXIES, *COUNTS):
@@ -115,7 +116,7 @@ class ZeroCost(Estimator):
 
     def estimate(self, architecture: Architecture) -> Estimate:
         problem = self.problem
-        space, classes = problem.space, problem.data.info.num_classes
+        space, classes = SearchSpace.of(architecture), problem.data.info.num_classes
         with seeded(problem.seed):
             if self.proxy in COUNTS:
                 shape = (1, *self.images.shape[1:])

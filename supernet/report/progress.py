@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Course:
     Attributes:
         name: what sets it apart from others, the seed aside.
         best: accuracy of the best architecture so far by the search's own ranking, after each
-            evaluation.
+            evaluation; NaN where only parts were judged by then.
         seconds: that the search had taken by then.
         oracle: whether it was judged by the truth.
         judge: what the accuracies are of.
@@ -85,7 +86,8 @@ def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _course(folder: Path, name: str) -> Course:
-    records = [r for r in read_journal(folder / "metrics.jsonl") if r["phase"] == "rank"]
+    journal = read_journal(folder / "metrics.jsonl")
+    records = [r for r in journal if r["phase"] in ("rank", "part")]
     spent = {line["step"]: line["seconds"] for line in read_journal(folder / "timing.jsonl")}
     if not records or any("judge" not in r or r["step"] not in spent for r in records):
         raise ValueError(
@@ -95,11 +97,12 @@ def _course(folder: Path, name: str) -> Course:
     best: list[float] = []
     least = float("inf")
     for record in records:
-        if record["rank_value"] < least or not best:
+        first = least == float("inf")
+        if record["phase"] == "rank" and (record["rank_value"] < least or first):
             least = record["rank_value"]
             best.append(record["accuracy"])
         else:
-            best.append(best[-1])
+            best.append(best[-1] if best else math.nan)
     seconds = tuple(spent[record["step"]] for record in records)
     first = records[0]
     return Course(name, tuple(best), seconds, first["oracle"], first["judge"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,8 +38,20 @@ class Trial(NamedTuple):
     reward: float
 
 
-# Yields architectures, all of them within budget and limits; is sent a trial of each.
-Proposals = Generator[Sequence[Architecture], Sequence[Trial], None]
+@dataclass(frozen=True)
+class Note:
+    """What a strategy has to say between its proposals: a line of the journal.
+
+    Attributes:
+        record: JSON values, with their `phase`.
+    """
+
+    record: Mapping[str, Any]
+
+
+# Yields architectures, all of them within budget and limits, and is sent a trial of each; or yields
+# a note, and is sent nothing.
+Proposals = Generator[Sequence[Architecture] | Note, Sequence[Trial], None]
 
 
 class Trials(Strategy):
@@ -46,6 +60,9 @@ class Trials(Strategy):
     A subclass says which ones (`propose`). The problem's estimator judges each architecture once:
     if it is proposed again, it costs nothing. The search ends where the first of the bounds is
     reached, where the proposals end, or where none of a thousand in a row is new.
+
+    Parts, architectures of other settings of the space, say of fewer blocks, teach the strategy
+    something. They have no cost and cannot be the answer.
 
     A search is resumed by proposing anew, from the same seed, with the trials that are known.
 
@@ -95,11 +112,15 @@ class Trials(Strategy):
         return False
 
     def search(self, problem: Problem, run: Run) -> Answer:
+        self.check_space(problem.space)
         estimator = self.check(problem.estimator)
         saved = run.load()
         estimator.prepare(problem, run, saved)
-        known = _Known(problem, run, estimator, list((saved or {}).get("ranked", [])))
-        proposals = self.propose(problem, make_generator(problem.seed))
+        saved = saved or {}
+        known = _Known(
+            problem, run, estimator, list(saved.get("ranked", [])), saved.get("num_notes", 0)
+        )
+        proposals = known.take_notes(self.propose(problem, make_generator(problem.seed)))
         with run.progress(self.num_evaluations or 0, 0, type(self).__name__) as bar:
             wanted, repeats = next(proposals), 0
             while not self._is_over(known, run):
@@ -118,7 +139,8 @@ class Trials(Strategy):
         run.save(known.state_dict())
         answer = self.answer(problem, known.state_dict())
         if run.main:
-            best = min(known.records, key=lambda r: (r["rank_value"], r["loss"]))
+            whole = (r for r in known.records if r["phase"] == "rank")
+            best = min(whole, key=lambda r: (r["rank_value"], r["loss"]))
             log.info(
                 "%s: %d architectures judged by %s; %s has %.4g",
                 type(self).__name__, len(known.records), estimator.judge,
@@ -143,6 +165,7 @@ class _Known:
 
     Attributes:
         records: of all that were judged, those of before an interruption included.
+        num_notes: written before an interruption.
         count: how many of them were asked for by now.
     """
 
@@ -150,11 +173,17 @@ class _Known:
     run: Run
     estimator: Estimator
     records: list[dict[str, Any]]
+    num_notes: int = 0
 
     def __post_init__(self) -> None:
-        space = self.problem.space
-        self._before = {space.architecture(r["architecture"]): r for r in self.records}
+        self._before = {self._architecture(r): r for r in self.records}
         self.trials: dict[Architecture, Trial] = {}
+
+    def _architecture(self, record: Mapping[str, Any]) -> Architecture:
+        space = self.problem.space
+        if "settings" in record:
+            space = space.resettled(record["settings"])
+        return space.architecture(record["architecture"])
 
     @property
     def count(self) -> int:
@@ -166,7 +195,27 @@ class _Known:
         return self.count < len(self._before)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.estimator.state_dict(), "ranked": self.records}
+        return {
+            **self.estimator.state_dict(), "ranked": self.records, "num_notes": self.num_notes,
+        }  # fmt: skip
+
+    def take_notes(
+        self, proposals: Proposals
+    ) -> Generator[Sequence[Architecture], Sequence[Trial], None]:
+        """The batches alone; notes are written, unless they were before an interruption."""
+        number = 0
+        with suppress(StopIteration):
+            wanted = next(proposals)
+            while True:
+                if not isinstance(wanted, Note):
+                    wanted = proposals.send((yield wanted))
+                    continue
+                number += 1
+                if number > self.num_notes:
+                    step = self.estimator.steps_before + self.count
+                    self.run.log({"step": step, "epoch": 0, **wanted.record})
+                    self.num_notes = number
+                wanted = next(proposals)
 
     def new(self, architectures: Sequence[Architecture]) -> list[Architecture]:
         """Those that were never asked for, once each."""
@@ -192,7 +241,10 @@ class _Known:
 
     def _estimate(self, chunk: Sequence[Architecture], width: int) -> list[Estimate]:
         for architecture in chunk:
-            assert self.problem.is_feasible(architecture), f"out of bounds: {architecture}"
+            whole = architecture.settings == self.problem.space.settings
+            assert not whole or self.problem.is_feasible(architecture), (
+                f"out of bounds: {architecture}"
+            )
         if width == 1:
             return [self.estimator.estimate(chunk[0])]
         accelerator = self.problem.accelerator
@@ -209,14 +261,21 @@ class _Known:
         self._last = record
 
     def _record(self, architecture: Architecture, found: Estimate) -> dict[str, Any]:
-        number = len(self.records)
-        return {
+        number, space = len(self.records), self.problem.space
+        record = {
             "step": self.estimator.steps_before + number + 1, "epoch": 0, "candidate": number,
             "judge": self.estimator.judge, "unit": self.estimator.unit,
             "oracle": self.estimator.oracle,
-            "costs": {cost.name: cost.of(architecture) for cost in self.problem.costs},
-            **rank_record(self.problem, architecture, *found),
         }  # fmt: skip
+        if architecture.settings != space.settings:
+            ours, theirs = json.loads(space.settings), json.loads(architecture.settings)
+            return {
+                **record, "phase": "part", **found._asdict(), "rank_value": -found.accuracy,
+                "settings": {k: v for k, v in theirs.items() if v != ours[k]},
+                "architecture": dict(architecture),
+            }  # fmt: skip
+        costs = {cost.name: cost.of(architecture) for cost in self.problem.costs}
+        return {**record, "costs": costs, **rank_record(self.problem, architecture, *found)}
 
 
 def make_generator(seed: int) -> torch.Generator:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig
 
 import supernet_conf
 from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.estimators.base import Estimate, Estimator
+from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.enas_micro import ENASMicro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.spaces.pnas import PNAS
 from supernet.strategies import trials
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.random_search import RandomSearch
@@ -29,22 +34,38 @@ SMALL = {
     "aging_evolution": ["population=4", "sample_size=2"],
     "evolution": ["population=4", "num_parents=2", "num_mutations=2", "num_crossovers=1"],
     "evolution_ofa": ["population=4", "num_parents=2", "num_mutations=2", "num_crossovers=2"],
+    "random_prefiltered": ["num_drawn=3"],
+    "progressive": ["beam=12", "surrogate.epochs=2"],
 }
 
 
-def make(name: str, num_evaluations: int | None = 12) -> Any:
+@cache
+def composed(name: str) -> DictConfig:
+    """The strategy alone, which is quicker than all of a search's settings."""
     own = [f"strategy.{setting}" for setting in SMALL.get(name, [])]
-    bound = "null" if num_evaluations is None else num_evaluations
     with initialize_config_module("supernet_conf", version_base="1.3"):
-        cfg = compose("search", [f"strategy={name}", *own])
-        if "num_evaluations" in cfg.strategy:
-            cfg.strategy.num_evaluations = None if bound == "null" else bound
-        return instantiate(cfg.strategy, _convert_="all")
+        return compose(f"strategy/{name}", ["+num_evaluations=12", "+max_seconds=null", *own])
+
+
+def make(name: str, num_evaluations: int | None = 12) -> Any:
+    cfg = composed(name)
+    cfg.num_evaluations = num_evaluations
+    return instantiate(cfg.strategy, _convert_="all")
 
 
 NAMES = sorted(
-    path.stem for path in FOLDER.glob("*.yaml") if isinstance(make(path.stem), Trials)
+    path.stem
+    for path in FOLDER.glob("*.yaml")
+    if issubclass(get_class(composed(path.stem).strategy._target_), Trials)
 )
+
+
+class Blocks(PNAS):
+    """Small enough for twelve evaluations: ten cells have one block."""
+
+    operations = ("sep_conv_3x3", "identity")
+
+
 SPACES = {
     "mbconv": MBConv(
         in_chans=1, img_size=8, stem_chs=8, stem_stride=1, first_chs=8, stages=[[8, 4, 2]],
@@ -53,26 +74,57 @@ SPACES = {
     "nasbench201": NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1),
     "darts": Darts(in_chans=1, img_size=8, width=2, num_cells=3),
     "enas_micro": ENASMicro(in_chans=1, img_size=8, width=2, num_cells=3, num_blocks=2),
+    "pnas": Blocks(in_chans=1, img_size=8, width=2, num_cells=3, num_blocks=2),
 }  # fmt: skip
+
+
+def suits(name: str, space: SearchSpace) -> bool:
+    try:
+        make(name).check_space(space)
+    except ValueError:
+        return False
+    return True
+
+
+def suited(name: str) -> SearchSpace:
+    """A space that a strategy can search."""
+    return next(SPACES[s] for s in ("nasbench201", "pnas") if suits(name, SPACES[s]))
+
+
+PROBLEMS: dict[Any, Problem] = {}
+
+
+@pytest.fixture
+def make_tried(make_tried: Any) -> Any:
+    """Problems that differ in the estimator alone share the rest, which none of these changes."""
+
+    def make(estimator: Estimator | None = None, **changes: Any) -> Problem:
+        key = tuple(sorted(changes.items()))
+        if key not in PROBLEMS:
+            PROBLEMS[key] = make_tried(**changes)
+        default = PROBLEMS[key].estimator
+        return replace(PROBLEMS[key], estimator=estimator or default)
+
+    return make
 
 
 class Count(Estimator):
     """How many options differ from the first ones of all choices."""
 
-    judge = "counting"
+    judge, judges_parts = "counting", True
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.asked: list[Architecture] = []
         self.stop_at = stop_at
 
     def prepare(self, problem: Problem, run: Run, saved: Any) -> None:
-        self.space = problem.space
+        pass
 
     def estimate(self, architecture: Architecture) -> Estimate:
         if len(self.asked) == self.stop_at:
             raise KeyboardInterrupt
         self.asked.append(architecture)
-        choices = self.space.choices
+        choices = SearchSpace.of(architecture).choices
         wanted = sum(choice.options[0] != architecture[choice.name] for choice in choices)
         return Estimate(10.0 * wanted, 1.0 / (1 + wanted))
 
@@ -89,13 +141,21 @@ def test_each_judges_as_many_as_are_asked_for_all_within_the_budget(
     count, number = Count(), 12
     share = 0.8 if space == "mbconv" else 0.6
     problem = make_tried(estimator=count, space=SPACES[space], share=share)
-    run = make_run()
-    answer = make(name, number).search(problem, run)
+    run, strategy = make_run(), make(name, number)
+    if not suits(name, problem.space):
+        with pytest.raises(ValueError, match="choose space="):
+            strategy.search(problem, run)
+        return
+    answer = strategy.search(problem, run)
     assert len(set(count.asked)) == len(count.asked) == number
-    assert all(problem.is_feasible(architecture) for architecture in count.asked)
-    records = read_journal(run.folder / "metrics.jsonl")
-    assert [record["architecture"] for record in records] == [dict(a) for a in count.asked]
-    assert all(record["judge"] == "counting" and not record["oracle"] for record in records)
+    whole = [a for a in count.asked if a.settings == problem.space.settings]
+    assert all(problem.is_feasible(architecture) for architecture in whole)
+    journal = read_journal(run.folder / "metrics.jsonl")
+    judged = [record for record in journal if record["phase"] in ("rank", "part")]
+    assert [record["architecture"] for record in judged] == [dict(a) for a in count.asked]
+    assert all(record["judge"] == "counting" and not record["oracle"] for record in judged)
+    records = [record for record in judged if record["phase"] == "rank"]
+    assert len(records) == len(whole) > 0 and answer.num_judged == number
     assert all(record["costs"] == {"macs": record["cost"]} for record in records)
     best = answer.best(problem.objective.budget)
     assert answer.judged(best) == max(
@@ -103,23 +163,23 @@ def test_each_judges_as_many_as_are_asked_for_all_within_the_budget(
     )
 
 
-@pytest.mark.parametrize("stop_at", [0, 2, 7])
+@pytest.mark.parametrize("stop_at", [0, 2, 7, 11])
 @pytest.mark.parametrize("name", NAMES)
 def test_each_goes_on_where_it_was_interrupted(
     name: str, stop_at: int, make_tried: Any, make_run: Any, check_resumes: Any
 ) -> None:
-    space = SPACES["nasbench201"]
+    space = suited(name)
     counts = []
 
     def search(run: Run) -> Answer:
         counts.append(Count())
-        return make(name, 10).search(make_tried(estimator=counts[-1], space=space), run)
+        return make(name, 12).search(make_tried(estimator=counts[-1], space=space), run)
 
     whole = make_run("whole")
     best = search(whole).best(None)
     with pytest.raises(KeyboardInterrupt):
         cut = make_tried(estimator=Count(stop_at), space=space)
-        make(name, 10).search(cut, make_run("cut"))
+        make(name, 12).search(cut, make_run("cut"))
     again = make_run("cut", resume=True)
     assert search(again).best(None) == best
     assert counts[1].asked == counts[0].asked[stop_at:]
@@ -135,14 +195,14 @@ def test_each_depends_on_the_seed_alone(name: str, make_tried: Any, make_run: An
     asked = []
     for index, seed in enumerate((0, 0, 1)):
         count = Count()
-        problem = make_tried(estimator=count, space=SPACES["nasbench201"], seed=seed)
-        make(name, 10).search(problem, make_run(str(index)))
+        problem = make_tried(estimator=count, space=suited(name), seed=seed)
+        make(name, 20).search(problem, make_run(str(index)))
         asked.append(count.asked)
     assert asked[0] == asked[1]
     assert (asked[0] != asked[2]) == (name != "grid")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if suits(n, SPACES["mbconv"])])
 def test_each_ends_where_there_is_nothing_else(
     name: str, make_tried: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
