@@ -95,11 +95,10 @@ def _course(folder: Path, name: str) -> Course:
             "evolution, ...), or it has not begun"
         )
     best: list[float] = []
-    least = float("inf")
+    least, found = math.inf, False
     for record in records:
-        first = least == float("inf")
-        if record["phase"] == "rank" and (record["rank_value"] < least or first):
-            least = record["rank_value"]
+        if record["phase"] == "rank" and (record["rank_value"] < least or not found):
+            least, found = record["rank_value"], True
             best.append(record["accuracy"])
         else:
             best.append(best[-1] if best else math.nan)

@@ -133,14 +133,18 @@ class FirstOrder(Strategy):
             state.load_state_dict(saved)
         self.train(state, run)
         if not problem.relaxation.has_logits:
-            assert self.ranking is not None, "trained alone"
-            self.ranking.rank(state, run)
+            self.rank(state, run)
             return self.answer(problem, state.state_dict())
         if self.selection is not None:
             self.selection.select(state, run, partial(self.weight_step, state, 1.0))
         if self.refinement is not None:
             self._refine(state, run)
         return self.answer(problem, state.state_dict())
+
+    def rank(self, state: SearchState, run: Run) -> None:
+        """Choose where there are no logits."""
+        assert self.ranking is not None, "trained alone"
+        self.ranking.rank(state, run)
 
     def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
         if not problem.relaxation.has_logits:
@@ -210,10 +214,20 @@ class FirstOrder(Strategy):
                         run.save(state.state_dict())
             watched = self.monitor if searching and state.logits_optimizer else None
             more = watched.measure(state, epoch, self.memory_format) if watched else {}
+            if searching:
+                more |= self.after_epoch(state, run)
             record = log.end_epoch(epoch, searching, more)
             if watched:
                 watched.judge(state, run, record)
             run.save(state.state_dict())
+
+    def after_epoch(self, state: SearchState, run: Run) -> dict[str, Any]:
+        """What else an epoch of the search does, after its steps; by default nothing.
+
+        Returns:
+            For the journal.
+        """
+        return {}
 
     def progress(self, state: SearchState, num_steps: int) -> float:
         """Share done of the steps that a relaxation's schedules run over: with logits those after
@@ -233,10 +247,9 @@ class FirstOrder(Strategy):
         Args:
             fixed: weights of choices that are settled.
         """
-        problem, accelerator = state.problem, state.problem.accelerator
+        accelerator = state.problem.accelerator
         images, labels = state.weight_stream.next()
-        weights = problem.relaxation.for_weight_step(state.parameters(), state.generator, progress)
-        weights = {**weights, **(fixed or {})}
+        weights = {**self.weights(state, progress), **(fixed or {})}
         state.weight_optimizer.zero_grad()  # to None: what does not run must not move
         with accelerator.autocast():
             outputs = state.wrapped(images.to(memory_format=self.memory_format), weights)
@@ -246,6 +259,11 @@ class FirstOrder(Strategy):
             accelerator.clip_grad_norm_(state.wrapped.parameters(), self.clip_grad)
         state.weight_optimizer.step()
         state.weight_meter.add(loss, outputs, labels)
+
+    def weights(self, state: SearchState, progress: float) -> Weights:
+        """Those of a weight step."""
+        relaxation = state.problem.relaxation
+        return relaxation.for_weight_step(state.parameters(), state.generator, progress)
 
     def architecture_step(self, state: SearchState, progress: float) -> None:
         """One step of the logits on the architecture half, then one of the multipliers."""

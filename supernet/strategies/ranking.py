@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,10 +36,16 @@ class Ranking:
             batch_size,
         )
 
-    def rank(self, state: SearchState, run: Run) -> None:
-        """Sample, and rank into `state.ranked`; processes share the work, a resume keeps it."""
+    def rank(
+        self, state: SearchState, run: Run, candidates: Sequence[Architecture] | None = None
+    ) -> None:
+        """Sample, and rank into `state.ranked`; processes share the work, a resume keeps it.
+
+        Args:
+            candidates: to rank in place of samples.
+        """
         problem = state.problem
-        candidates = self._sample(problem)
+        candidates = self._sample(problem) if candidates is None else candidates
         judge = Inherited(problem, self.batch_size, self.bn_batches)
         world, rank = problem.accelerator.num_processes, problem.accelerator.process_index
         with run.progress(len(candidates), len(state.ranked), "ranking") as bar:

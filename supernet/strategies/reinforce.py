@@ -70,8 +70,13 @@ class Reinforce(Trials):
         self.baseline_decay, self.entropy_weight = baseline_decay, entropy_weight
         self.skip_weight, self.skip_rate = skip_weight, skip_rate
 
-    def make_controller(self, space: SearchSpace, generator: torch.Generator) -> Controller:
-        return Controller(
+    def policy(self, space: SearchSpace, generator: torch.Generator) -> Policy:
+        """A controller at its beginning.
+
+        Args:
+            generator: of its parameters and of all that it draws.
+        """
+        controller = Controller(
             space.genes,
             space.anchors,
             hidden=self.hidden,
@@ -81,13 +86,12 @@ class Reinforce(Trials):
             skip_rate=self.skip_rate,
             generator=generator,
         )
+        return Policy(self, controller, generator)
 
     def propose(self, problem: Problem, generator: torch.Generator) -> Proposals:
-        controller = self.make_controller(problem.space, generator)
-        optimizer = create_optimizer_v2(list(controller.parameters()), **self.optimizer)
-        baseline, failures = None, 0
+        policy, failures = self.policy(problem.space, generator), 0
         while failures < MAX_REPEATS:
-            drawn = [controller(generator) for _ in range(self.batch)]
+            drawn = [policy.draw() for _ in range(self.batch)]
             found = [problem.space.decode(one.genes) for one in drawn]
             feasible = [a for a in found if problem.is_feasible(a)]
             worth = {}
@@ -95,14 +99,7 @@ class Reinforce(Trials):
                 trials = yield feasible
                 worth = {t.architecture: self.reward(t.reward) for t in trials}
             failures = 0 if feasible else failures + len(drawn)
-            rewards = [worth.get(a, 0.0) for a in found]
-            mean = sum(rewards) / len(rewards)
-            baseline = mean if baseline is None else baseline
-            optimizer.zero_grad()
-            self.loss(drawn, rewards, baseline).backward()
-            optimizer.step()
-            decay = self.baseline_decay
-            baseline = decay * baseline + (1 - decay) * mean
+            policy.update(drawn, [worth.get(a, 0.0) for a in found])
 
     def reward(self, value: float) -> float:
         """Of a trial's, which is the accuracy in percent or less."""
@@ -118,3 +115,46 @@ class Reinforce(Trials):
             for one, reward in zip(drawn, rewards, strict=True)
         ]
         return torch.stack(terms).mean()
+
+
+class Policy:
+    """A controller in training, and what rewards it expects.
+
+    Attributes:
+        baseline: moving average of the rewards; None before the first.
+    """
+
+    def __init__(
+        self, settings: Reinforce, controller: Controller, generator: torch.Generator
+    ) -> None:
+        self.settings, self.controller, self.generator = settings, controller, generator
+        self.optimizer = create_optimizer_v2(list(controller.parameters()), **settings.optimizer)
+        self.baseline: float | None = None
+
+    def draw(self, generator: torch.Generator | None = None) -> Drawn:
+        drawn: Drawn = self.controller(generator or self.generator)
+        return drawn
+
+    def update(self, drawn: list[Drawn], rewards: list[float]) -> None:
+        """One step, by what each draw was worth."""
+        mean = sum(rewards) / len(rewards)
+        baseline = mean if self.baseline is None else self.baseline
+        self.optimizer.zero_grad()
+        self.settings.loss(drawn, rewards, baseline).backward()
+        self.optimizer.step()
+        decay = self.settings.baseline_decay
+        self.baseline = decay * baseline + (1 - decay) * mean
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "controller": self.controller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "baseline": self.baseline,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.controller.load_state_dict(state["controller"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.baseline = state["baseline"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -33,6 +33,14 @@ class Watched:
     over: bool = False
 
 
+class Part(Protocol):
+    """What a strategy adds to the state of its search."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
+
+
 class SearchState:
     """Logits, optimizers, streams, meters and random state of one search.
 
@@ -51,6 +59,7 @@ class SearchState:
         selected: option by choice, of those that selection by perturbation has settled.
         decided: how many choices and nodes it has settled.
         tuned: weight steps done since the last of them.
+        parts: by name, what the strategy adds.
     """
 
     def __init__(
@@ -101,6 +110,7 @@ class SearchState:
         self.monitor = Watched()
         self.selected: dict[str, str] = {}
         self.decided = self.tuned = 0
+        self.parts: dict[str, Part] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -121,6 +131,7 @@ class SearchState:
             "selected": self.selected,
             "decided": self.decided,
             "tuned": self.tuned,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -142,6 +153,8 @@ class SearchState:
             self.selected = dict(state["selected"])
             self.decided, self.tuned = state["decided"], state["tuned"]
             self.step = state["step"]
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
             set_rng_state(state["rng"])
         except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
