@@ -20,6 +20,7 @@ from supernet.export import export_onnx, export_timm
 from supernet.network import Network
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.efficientnet_scaling import EfficientNetScaling
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nas_rl import NasRL
@@ -186,6 +187,9 @@ ONNX_SPACES: dict[str, SearchSpace] = {
     "darts": Darts(width=4, num_cells=3, img_size=16),
     "enas_macro": ENASMacro(width=4, num_layers=3, img_size=16),
     "nas_rl": NasRL(num_layers=3, strides=True, img_size=16),
+    "efficientnet_scaling": EfficientNetScaling(
+        stem_chs=8, stages=["ir_r1_k3_s2_e2_c16_se0.25"], head_chs=32, img_size=16
+    ),
     "mbconv": MBConv(stem_chs=8, first_chs=8, stages=[(16, 3, 2), (24, 2, 2)], head_chs=32,
                      img_size=32),
     "mbconv stride 1": MBConv(stem_chs=8, stem_stride=1, first_chs=8, stages=[(16, 3, 2)],
@@ -221,7 +225,7 @@ def test_onnxruntime_gives_the_same_logits(
         tmp_path / "network.onnx", providers=["CPUExecutionProvider"]
     )
     for count in (2,) if batch else (1, 2, 5):
-        images = torch.randn(count, 3, space.img_size, space.img_size)
+        images = torch.randn(count, 3, network.img_size, network.img_size)
         (logits,) = session.run(["logits"], {"images": images.numpy()})
         with torch.no_grad():
             expected = network.eval()(images)
