@@ -22,6 +22,20 @@ from torch import nn
 NEVER = 2**16  # an output stride beyond which timm dilates instead of striding
 
 
+def check_act(act: str) -> None:
+    """Make sure that timm has an activation of this name.
+
+    Raises:
+        ValueError: it has none.
+    """
+    try:
+        get_act_layer(act)
+    except KeyError:
+        raise ValueError(
+            f"{act=} is no activation of timm; for example relu, relu6, hard_swish, swish"
+        ) from None
+
+
 def inverted_residual(
     in_chs: int, out_chs: int, kernel_size: int, stride: int, expansion: float, act: str
 ) -> nn.Module:

@@ -4,6 +4,7 @@ resolution."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -15,9 +16,10 @@ from torch import nn
 from supernet.choice import Architecture, Choice
 from supernet.mixed_ops.base import Candidates
 from supernet.network import Block, Network
-from supernet.ops.mbconv import decode_stage, scaled_chs, scaled_stage
+from supernet.ops.mbconv import check_act, decode_stage, scaled_chs, scaled_stage
 from supernet.ops.scaling import Sliced, Stem
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select, Way
+from supernet.spaces.nas_rl import Chosen
 
 EXPONENTS = {"depth": 1, "width": 2, "resolution": 2}  # of a coefficient, in what a network costs
 B0 = (  # the official code's; strings as in timm
@@ -81,6 +83,9 @@ class EfficientNetScaling(SearchSpace):
     ) -> None:
         if phi < 0:
             raise ValueError(f"phi must be 0 (the base network) or more; got {phi}")
+        if divisor < 1:
+            raise ValueError(f"divisor must be 1 or more, as 8 is; got {divisor}")
+        check_act(act)
         self.resolution, self.phi = resolution or img_size, phi
         self.stem_chs, self.stem_stride, self.head_chs = stem_chs, stem_stride, head_chs
         self.stages, self.divisor, self.act = tuple(stages), divisor, act
@@ -131,18 +136,32 @@ class EfficientNetScaling(SearchSpace):
         """Of the images that a network reads."""
         return round(self.resolution * self.scale("resolution", options))
 
+    @property
+    def base_widths(self) -> list[int]:
+        """Of the base network's stem and stages."""
+        return [self.stem_chs, *(blocks[-1]["out_chs"] for blocks in self.base)]
+
+    def arch_def(self, options: Mapping[str, str]) -> list[list[str]]:
+        """timm's block strings of a network."""
+        found = []
+        for definition, base_width in zip(self.stages, self.base_widths[1:], strict=True):
+            parts = [part for part in definition.split("_") if not re.fullmatch(r"[rc]\d+", part)]
+            blocks = len(decode_stage(definition, self.scale("depth", options)))
+            parts += [f"r{blocks}", f"c{self.chs(base_width, options)}"]
+            found.append(["_".join(parts)])
+        return found
+
     def _stem(self, options: Mapping[str, str]) -> nn.Module:
         chs, side = self.chs(self.stem_chs, options), self.side(options)
         return Stem(self.in_chans, chs, self.stem_stride, self.act, side)
 
     def _stage(self, index: int, options: Mapping[str, str]) -> nn.Module:
-        before = self.base[index - 1][-1]["out_chs"] if index else self.stem_chs
         depth, width = self.scale("depth", options), self.scale("width", options)
-        in_chs = self.chs(before, options)
+        in_chs = self.chs(self.base_widths[index], options)
         return scaled_stage(self.stages[index], in_chs, depth, width, self.divisor, self.act)
 
     def _final(self, options: Mapping[str, str]) -> nn.Module:
-        in_chs, act = self.chs(self.base[-1][-1]["out_chs"], options), get_act_layer(self.act)
+        in_chs, act = self.chs(self.base_widths[-1], options), get_act_layer(self.act)
         return ConvNormAct(in_chs, self._num_features(options), 1, act_layer=act)
 
     def _num_features(self, options: Mapping[str, str]) -> int:
@@ -154,10 +173,9 @@ class EfficientNetScaling(SearchSpace):
             options = {c.name: max(c.options, key=_coefficient) for c in self.choices}
             place: Any = partial(Sliced, choices=self.choices, largest=options)
         else:
-            candidates: Candidates
             options = {}
             for choice in self.choices:
-                candidates = {option: partial(_Chosen, option) for option in choice.options}
+                candidates: Candidates = {o: partial(Chosen, o) for o in choice.options}
                 chosen: Any = select(choice, candidates)
                 options[choice.name] = chosen.option
 
@@ -171,7 +189,7 @@ class EfficientNetScaling(SearchSpace):
             blocks=[
                 Block(
                     place(partial(self._stage, index)),
-                    self.chs(blocks[-1]["out_chs"], options),
+                    self.chs(self.base_widths[index + 1], options),
                     blocks[0]["stride"],
                 )
                 for index, blocks in enumerate(self.base)
@@ -203,22 +221,12 @@ class EfficientNetScaling(SearchSpace):
         options = dict(architecture)
         labels = ["image", f"resize {self.side(options)}"]
         labels.append(f"stem {self.chs(self.stem_chs, options)}" + _stride(self.stem_stride))
-        for definition, base in zip(self.stages, self.base, strict=True):
-            kind, *parts = definition.split("_")
-            count = len(decode_stage(definition, self.scale("depth", options)))
-            words = [kind, *(part for part in parts if part[0] in "ke")]
-            chs = self.chs(base[-1]["out_chs"], options)
-            labels.append(f"{count} x {' '.join(words)} {chs}" + _stride(base[0]["stride"]))
+        for (definition,), base in zip(self.arch_def(options), self.base, strict=True):
+            kind, *parts, blocks, chs = definition.split("_")
+            words = [kind, *(p for p in parts if re.fullmatch(r"[ke]\d+", p)), chs[1:]]
+            labels.append(f"{blocks[1:]} x {' '.join(words)}" + _stride(base[0]["stride"]))
         labels.append(f"head {self._num_features(options)}")
         return Diagram(tuple(labels), tuple((i, i + 1, "") for i in range(len(labels) - 1)))
-
-
-class _Chosen(nn.Module):
-    """An option, where a module would stand."""
-
-    def __init__(self, option: str) -> None:
-        super().__init__()
-        self.option = option
 
 
 def _choice(name: str, coefficients: Sequence[float]) -> Choice:

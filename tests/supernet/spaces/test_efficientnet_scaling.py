@@ -294,6 +294,8 @@ def test_a_derived_network_is_a_timm_model() -> None:
     ("settings", "message"),
     [
         ({"phi": -1}, r"phi must be 0 \(the base network\) or more; got -1"),
+        ({"divisor": 0}, "divisor must be 1 or more, as 8 is; got 0"),
+        ({"act": "magic"}, "act='magic' is no activation of timm; for example relu"),
         ({"widths": [1.0, 0.9]}, "widths must be coefficients of 1 or more, .* got 0.9"),
         ({"depths": [1.125]}, "depths must be .* in whole hundredths .* got 1.125"),
         ({"tolerance": 1.5}, "tolerance from 0 to below 1, or null; got .*tolerance=1.5"),
