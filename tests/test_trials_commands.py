@@ -106,7 +106,8 @@ def test_the_baseline_of_a_trial_search_judges_as_many_in_the_same_way(
 def test_one_search_gives_a_family(commands: Any, tmp_path: Path) -> None:
     own = ["experiment=efficientnet_scaling_small", *OWN[1:4], "data=digits", "measure=false",
            "data.img_size=8", "space.resolution=8", "space.depths=[1.0,2.0]",
-           "space.widths=[1.0,1.4]", "space.resolutions=[1.0]"]  # fmt: skip
+           "space.widths=[1.0,1.4]", "space.resolutions=[1.0]", "latency.network_rounds=3",
+           "latency.burst_ms=0.2"]  # fmt: skip
     short = ["recipe.epochs=1", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
     few = ["estimator.steps=2", "estimator.num_images=20", "data.test_limit=20"]
     commands.succeed("search", *own, *few, *short, "run_dir=run", cwd=tmp_path)
