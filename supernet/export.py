@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +32,7 @@ from supernet.files import atomic_path, write_json
 from supernet.mixed_ops.base import compact
 from supernet.network import Network
 from supernet.space import SearchSpace
+from supernet.spaces.efficientnet_scaling import EfficientNetScaling
 from supernet.spaces.mbconv import ZERO, MBConv
 
 RENAMES = {  # our prefix -> timm's
@@ -48,27 +50,35 @@ def export_timm(
     """Write `timm_model.json` and `timm_model.safetensors` (see the module's docstring).
 
     Args:
-        network: of an MBConv architecture with a stem of stride 2.
+        network: of an MBConv architecture or of a scaled EfficientNet, with a stem of stride 2. The
+            latter's stock form does not resize: it is meant for images of `network.img_size`.
         folder: made where missing.
 
     Raises:
         ValueError: timm's EfficientNet cannot express this architecture.
     """
     space = SearchSpace.of(architecture)
-    if not isinstance(space, MBConv):
+    if isinstance(space, MBConv):
+        widths = [space.stem_chs, space.first_chs, *(width for width, _, _ in space.stages)]
+        _check_expressible(space, widths, [stride for _, _, stride in space.stages])
+        arch_def, places = _arch_def(space, architecture)
+        renames = RENAMES | {f"blocks.{i}.": f"blocks.{place}." for i, place in places.items()}
+    elif isinstance(space, EfficientNetScaling):
+        arch_def, renames = space.arch_def(dict(architecture)), {**RENAMES, "blocks.": "blocks."}
+        widths = [space.chs(chs, dict(architecture)) for chs in space.base_widths]
+        _check_expressible(space, widths, [])
+    else:
         raise ValueError(
-            f"only MBConv networks have a stock timm form, not those of {space.id}; "
-            "use export_onnx, or timm.create_model('supernet_derived', ...) with this package"
+            "only MBConv networks and scaled EfficientNets have a stock timm form, not those of "
+            f"{space.id}; use export_onnx, or timm.create_model('supernet_derived', ...) with this "
+            "package"
         )
-    _check_expressible(space)
-    arch_def, places = _arch_def(space, architecture)
-    renames = RENAMES | {f"blocks.{i}.": f"blocks.{place}." for i, place in places.items()}
     config = {
         "arch_def": arch_def,
         "num_classes": network.num_classes,
-        "num_features": space.head_chs,
+        "num_features": network.num_features,
         "in_chans": network.in_chans,
-        "stem_size": space.stem_chs,
+        "stem_size": widths[0],
         "act_layer": space.act,
         # timm dilates instead of striding beyond this
         "output_stride": max(32, network.feature_info[-1]["reduction"]),
@@ -79,20 +89,21 @@ def export_timm(
     write_json(Path(folder) / "timm_model.json", config)
 
 
-def _check_expressible(space: MBConv) -> None:
+def _check_expressible(
+    space: MBConv | EfficientNetScaling, widths: Sequence[int], strides: Sequence[int]
+) -> None:
     """Refuse what timm's EfficientNet would silently build otherwise."""
     if space.stem_stride != 2:
         raise ValueError(
             f"timm's EfficientNet has a stem of stride 2, this space one of {space.stem_stride}; "
             "use export_onnx instead"
         )
-    widths = [space.stem_chs, space.first_chs, *(width for width, _, _ in space.stages)]
     if bad := [width for width in widths if width % 8]:
         raise ValueError(
             f"timm's EfficientNet rounds widths to multiples of 8, so {bad} cannot be exported; "
             "use export_onnx instead"
         )
-    if bad := [stride for _, _, stride in space.stages if stride not in (1, 2)]:
+    if bad := [stride for stride in strides if stride not in (1, 2)]:
         raise ValueError(f"timm's EfficientNet has strides of 1 and 2, not {bad}")
 
 

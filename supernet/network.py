@@ -11,7 +11,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from supernet.mixed_ops.base import Searchable, Weights
+from supernet.mixed_ops.base import Searchable, Weights, run_layer
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class Network(nn.Module):
         """Parameter names by depth, for timm's layer-wise learning rate decay."""
         return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^final", (99999,))]}
 
-    def _start(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _start(self, x: Tensor, weights: Weights | None = None) -> tuple[Tensor, ...]:
         """What the first block reads."""
-        return (self.stem(x),) * self.num_inputs
+        return (run_layer(self.stem, x, weights),) * self.num_inputs
 
     def _next(
         self, block: nn.Module, inputs: tuple[Tensor, ...], weights: Weights | None = None
@@ -135,10 +135,10 @@ class Network(nn.Module):
 
     def forward_features(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H', W')."""
-        inputs = self._start(x)
+        inputs = self._start(x, weights)
         for block in self.blocks:
             inputs = self._next(block, inputs, weights)
-        return self.final(inputs[-1])
+        return run_layer(self.final, inputs[-1], weights)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, num_features, H', W') -> (N, num_classes), or the classifier's input."""

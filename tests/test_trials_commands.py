@@ -100,3 +100,23 @@ def test_the_baseline_of_a_trial_search_judges_as_many_in_the_same_way(
     commands.succeed("search", *own, "run_dir=run", cwd=tmp_path)
     found = read(tmp_path / "run" / "random_search" / "result.json")
     assert found["evaluations"] == 9 and found["oracle"] is True
+
+
+@pytest.mark.slow
+def test_one_search_gives_a_family(commands: Any, tmp_path: Path) -> None:
+    own = ["experiment=efficientnet_scaling_small", *OWN[1:4], "data=digits", "measure=false",
+           "data.img_size=8", "space.resolution=8", "space.depths=[1.0,2.0]",
+           "space.widths=[1.0,1.4]", "space.resolutions=[1.0]", "latency.network_rounds=3",
+           "latency.burst_ms=0.2"]  # fmt: skip
+    short = ["recipe.epochs=1", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]
+    few = ["estimator.steps=2", "estimator.num_images=20", "data.test_limit=20"]
+    commands.succeed("search", *own, *few, *short, "run_dir=run", cwd=tmp_path)
+    result = read(tmp_path / "run" / "result.json")
+    assert result["evaluations"] == 2
+    (entry,) = read(tmp_path / "run" / "retrain" / "result.json")["networks"]
+    sweep = ["-m", "run=run", "retrain_space={phi: 1},{phi: 2}", "run_dir=family", "device=cpu"]
+    commands.succeed("retrain", *sweep, *short, cwd=tmp_path)
+    files = [tmp_path / "family" / job / "result.json" for job in "01"]
+    family = [read(file)["networks"][0] for file in files]
+    assert family[0]["macs"] == result["costs"]["macs"] < family[1]["macs"] == entry["macs"]
+    assert entry["architecture"] == family[1]["architecture"] == result["architecture"]

@@ -129,9 +129,10 @@ class Elastic(Searchable):
         """
         raise NotImplementedError
 
-    def features_of(self, options: Mapping[str, str]) -> Sequence[int]:
-        """Of the features before the classifier, those of the derived network."""
-        raise NotImplementedError
+    def features_of(self, options: Mapping[str, str]) -> Sequence[int] | None:
+        """Of the features before the classifier, those of the derived network; None, as by default,
+        of a module that does not make these features."""
+        return None
 
 
 def are_plain(layers: Mapping[Any, nn.Module]) -> bool:
@@ -142,6 +143,24 @@ def are_plain(layers: Mapping[Any, nn.Module]) -> bool:
 def run_layer(layer: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:
     """Call a fixed layer or a searchable one; `weights` is None in a derived network."""
     return layer(x, weights) if isinstance(layer, Searchable) else layer(x)
+
+
+def only_options(choices: Sequence[Choice], weights: Weights) -> dict[str, str]:
+    """The one active option of each choice.
+
+    Raises:
+        ValueError: the weights mix options.
+    """
+    options = {}
+    for choice in choices:
+        path = weights[choice.name]
+        if len(path.active) != 1 or path.values is not None:
+            raise ValueError(
+                f"this space runs one option a choice; {choice.name!r} mixes {len(path.active)}: "
+                "choose a strategy that tries architectures one by one"
+            )
+        options[choice.name] = choice.options[path.active[0]]
+    return options
 
 
 def one_hot(architecture: Architecture, choices: tuple[Choice, ...]) -> dict[str, PathWeights]:

@@ -1,10 +1,39 @@
-"""MBConv blocks, as timm builds them (the one place that imports timm's private block module)."""
+"""MBConv blocks, as timm builds them (the one place that imports timm's private modules)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 from timm.layers import get_act_layer
-from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from timm.models._efficientnet_blocks import (
+    DepthwiseSeparableConv,
+    InvertedResidual,
+    SqueezeExcite,
+)
+from timm.models._efficientnet_builder import (
+    EfficientNetBuilder,
+    decode_arch_def,
+    round_channels,
+)
 from torch import nn
+
+NEVER = 2**16  # an output stride beyond which timm dilates instead of striding
+
+
+def check_act(act: str) -> None:
+    """Make sure that timm has an activation of this name.
+
+    Raises:
+        ValueError: it has none.
+    """
+    try:
+        get_act_layer(act)
+    except KeyError:
+        raise ValueError(
+            f"{act=} is no activation of timm; for example relu, relu6, hard_swish, swish"
+        ) from None
 
 
 def inverted_residual(
@@ -26,3 +55,49 @@ def depthwise_separable(in_chs: int, out_chs: int, kernel_size: int, act: str) -
     return DepthwiseSeparableConv(
         in_chs, out_chs, dw_kernel_size=kernel_size, noskip=True, act_layer=get_act_layer(act)
     )
+
+
+def scaled_chs(chs: int, width: float, divisor: int) -> int:
+    """`chs * width`, rounded to a multiple of `divisor` that is at least 90% of it."""
+    return int(round_channels(chs, width, divisor))
+
+
+def decode_stage(definition: str, depth: float = 1.0) -> Sequence[dict[str, Any]]:
+    """timm's arguments of the blocks of a stage, in number `depth` times as many, rounded up.
+
+    Args:
+        definition: timm's block string, such as ir_r2_k3_s2_e6_c24_se0.25.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        (blocks,) = decode_arch_def([[definition]], depth)
+        return [block for block in blocks if block["out_chs"] and block["stride"]]
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"stage {definition!r} is no block string of timm, such as ir_r2_k3_s2_e6_c24_se0.25: "
+            "kind, repeats, kernel, stride, expansion, channels, squeeze-and-excitation"
+        ) from error
+
+
+def scaled_stage(
+    definition: str, in_chs: int, depth: float, width: float, divisor: int, act: str
+) -> nn.Module:
+    """A stage of EfficientNet.
+
+    Args:
+        definition: timm's block string.
+        in_chs: of what it reads, scaled already.
+        depth: coefficient of the number of blocks.
+        width: coefficient of the channels.
+    """
+    builder = EfficientNetBuilder(
+        output_stride=NEVER,
+        round_chs_fn=partial(round_channels, multiplier=width, divisor=divisor),
+        act_layer=get_act_layer(act),
+        norm_layer=nn.BatchNorm2d,
+        se_layer=SqueezeExcite,
+    )
+    (stage,) = builder(in_chs, [decode_stage(definition, depth)])
+    return stage

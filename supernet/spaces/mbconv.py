@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from supernet.choice import Architecture, Choice
 from supernet.mixed_ops.base import Candidates
 from supernet.network import Block, Network
-from supernet.ops.mbconv import depthwise_separable, inverted_residual
+from supernet.ops.mbconv import check_act, depthwise_separable, inverted_residual
 from supernet.space import Diagram, SearchSpace, Select
 
 ZERO = "zero"
@@ -64,12 +64,7 @@ class MBConv(SearchSpace):
             raise ValueError(f"a stage is [width, layers, stride]; got {bad[0]}")
         if bad_kernels := [kernel for kernel in kernels if kernel % 2 == 0]:
             raise ValueError(f"kernels must be odd, as 3, 5 and 7 are; got {bad_kernels[0]}")
-        try:
-            get_act_layer(act)
-        except KeyError:
-            raise ValueError(
-                f"{act=} is no activation of timm; for example relu, relu6, hard_swish, swish"
-            ) from None
+        check_act(act)
         self.stem_chs, self.stem_stride, self.first_chs = stem_chs, stem_stride, first_chs
         self.stages = tuple((width, layers, stride) for width, layers, stride in stages)
         self.head_chs, self.act = head_chs, act

@@ -20,6 +20,7 @@ from supernet.export import export_onnx, export_timm
 from supernet.network import Network
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.efficientnet_scaling import EfficientNetScaling
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nas_rl import NasRL
@@ -160,9 +161,26 @@ def test_exports_carry_channels_and_pooling(tmp_path: Path, unsettle: Unsettle) 
         assert torch.allclose(load(tmp_path)(images), network(images), atol=1e-5)
 
 
+def test_a_scaled_efficientnet_is_one_of_timm(tmp_path: Path, unsettle: Unsettle) -> None:
+    """For images of its own resolution."""
+    stages = ["ds_r1_k3_s1_e1_c16_se0.25", "ir_r2_k5_s2_e6_c24_se0.25_noskip"]
+    space = EfficientNetScaling(img_size=32, stages=stages, head_chs=64, phi=2)
+    architecture = space.architecture({"depth": "120%", "width": "120%", "resolution": "115%"})
+    network = unsettle(space.build_network(architecture, 5)).eval()
+    export_timm(network, architecture, tmp_path)
+    assert json.loads((tmp_path / "timm_model.json").read_text())["arch_def"] == [
+        ["ds_k3_s1_e1_se0.25_r2_c24"], ["ir_k5_s2_e6_se0.25_noskip_r3_c32"],
+    ]  # fmt: skip
+    images = torch.randn(2, 3, network.img_size, network.img_size)
+    with torch.no_grad():
+        assert torch.allclose(load(tmp_path)(images), network(images), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
+        (EfficientNetScaling(divisor=5, phi=0), r"multiples of 8, so \[30, 15, 25, 110, 190\]"),
+        (EfficientNetScaling(stem_stride=1), "stem of stride 2, this space one of 1"),
         (NasBench201(widths=(4,), num_cells=1), "only MBConv networks .* not those of .*NasBench"),
         (Darts(width=4, num_cells=3), "only MBConv networks .* not those of .*Darts"),
         (MBConv(stem_stride=1, stages=[(16, 1, 2)]), "stem of stride 2, this space one of 1"),
@@ -186,6 +204,9 @@ ONNX_SPACES: dict[str, SearchSpace] = {
     "darts": Darts(width=4, num_cells=3, img_size=16),
     "enas_macro": ENASMacro(width=4, num_layers=3, img_size=16),
     "nas_rl": NasRL(num_layers=3, strides=True, img_size=16),
+    "efficientnet_scaling": EfficientNetScaling(
+        stem_chs=8, stages=["ir_r1_k3_s2_e2_c16_se0.25"], head_chs=32, img_size=16
+    ),
     "mbconv": MBConv(stem_chs=8, first_chs=8, stages=[(16, 3, 2), (24, 2, 2)], head_chs=32,
                      img_size=32),
     "mbconv stride 1": MBConv(stem_chs=8, stem_stride=1, first_chs=8, stages=[(16, 3, 2)],
@@ -221,7 +242,7 @@ def test_onnxruntime_gives_the_same_logits(
         tmp_path / "network.onnx", providers=["CPUExecutionProvider"]
     )
     for count in (2,) if batch else (1, 2, 5):
-        images = torch.randn(count, 3, space.img_size, space.img_size)
+        images = torch.randn(count, 3, network.img_size, network.img_size)
         (logits,) = session.run(["logits"], {"images": images.numpy()})
         with torch.no_grad():
             expected = network.eval()(images)

@@ -11,6 +11,7 @@ from supernet.inherit import inherit_weights
 from supernet.mixed_ops.base import one_hot
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
+from supernet.spaces.efficientnet_scaling import EfficientNetScaling
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nas_rl import NasRL
@@ -18,6 +19,7 @@ from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
 
 STAGES_224 = [(24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1)]
+STAGES_SCALED = ["ds_r1_k3_s1_e1_c8_se0.25", "ir_r2_k3_s2_e4_c16_se0.25", "er_r1_k3_s1_e2_c24"]
 STAGES_32 = [(24, 4, 1), *STAGES_224[1:]]
 
 
@@ -27,12 +29,20 @@ def narrow(stages: list[tuple[int, int, int]], stem_stride: int) -> MBConv:
     return MBConv(stem_chs=8, stem_stride=stem_stride, first_chs=4, stages=stages, head_chs=64)
 
 
+def scaled(*resolutions: float) -> EfficientNetScaling:
+    return EfficientNetScaling(
+        img_size=16, stem_chs=8, stages=STAGES_SCALED, head_chs=32, divisor=2, tolerance=None,
+        depths=(1.0, 1.5, 2.0), widths=[1 + i / 10 for i in range(10)], resolutions=resolutions,
+    )  # fmt: skip
+
+
 FORMS = {  # space, side and number of the images
     "nasbench201": (NasBench201(widths=(8, 16, 32), num_cells=2), 16, 4),
     "darts": (Darts(width=4, num_cells=4), 16, 4),
     "enas_macro": (ENASMacro(width=4, num_layers=6), 16, 4),
     "nas_rl": (NasRL(num_layers=4), 8, 4),
     "nas_rl_strides": (NasRL(num_layers=4, strides=True), 8, 4),
+    "efficientnet_scaling": (scaled(*(1 + i / 10 for i in range(16))), 16, 4),
     "mbconv_224": (narrow(STAGES_224, stem_stride=2), 64, 4),
     "mbconv_32": (narrow(STAGES_32, stem_stride=1), 32, 4),
     "spos": (Spos(stem_chs=8, stages=[(16, 3, 2), (24, 2, 1), (40, 2, 2)], head_chs=32), 16, 4),
@@ -97,8 +107,10 @@ def small() -> tuple[MBConv, Architecture]:
     return space, space.sample(torch.Generator().manual_seed(0))
 
 
-# strides of nas_rl differ between height and width, and a network has one level alone
+# strides of nas_rl differ between height and width, and a network has one level alone; a scaled
+# network's levels are those of its own resolution
 LEVELS = {name: form for name, form in FORMS.items() if name != "nas_rl_strides"}
+LEVELS["efficientnet_scaling"] = (scaled(1.0), 16, 4)
 
 
 @pytest.mark.parametrize("form", LEVELS.values(), ids=LEVELS)

@@ -13,6 +13,7 @@ from supernet.derive import check_space, derive
 from supernet.network import Network
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select
 from supernet.spaces.darts import Darts
+from supernet.spaces.efficientnet_scaling import EfficientNetScaling
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nas_rl import NasRL
@@ -218,7 +219,7 @@ def test_architectures_of_other_spaces_and_settings_are_refused() -> None:
 
 SPACES = [
     NasBench201(widths=(8, 16), num_cells=2), MBConv(kernels=(3,)), Darts(), Spos(), ENASMacro(),
-    NasRL(),
+    NasRL(), EfficientNetScaling(phi=2),
 ]  # fmt: skip
 
 
