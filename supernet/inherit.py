@@ -72,8 +72,9 @@ def _settled(supernet: Network, choices: Mapping[str, str]) -> dict[str, Tensor]
         if isinstance(module, Elastic):
             state = {k: v for k, v in state.items() if not k.startswith(f"{path}.")}
             state |= {f"{path}.{name}": value for name, value in module.state_of(choices).items()}
-            if (weight := state.get("classifier.weight")) is not None:
-                state["classifier.weight"] = weight[:, module.features_of(choices)]
+            features, weight = module.features_of(choices), state.get("classifier.weight")
+            if features is not None and weight is not None:
+                state["classifier.weight"] = weight[:, features]
     return state
 
 

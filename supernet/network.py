@@ -11,7 +11,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from supernet.mixed_ops.base import Searchable, Weights
+from supernet.mixed_ops.base import Searchable, Weights, run_layer
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Network(nn.Module):
         inputs = self._start(x)
         for block in self.blocks:
             inputs = self._next(block, inputs, weights)
-        return self.final(inputs[-1])
+        return run_layer(self.final, inputs[-1], weights)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, num_features, H', W') -> (N, num_classes), or the classifier's input."""

@@ -129,9 +129,9 @@ class Elastic(Searchable):
         """
         raise NotImplementedError
 
-    def features_of(self, options: Mapping[str, str]) -> Sequence[int]:
-        """Of the features before the classifier, those of the derived network."""
-        raise NotImplementedError
+    def features_of(self, options: Mapping[str, str]) -> Sequence[int] | None:
+        """Of the features before the classifier, those of the derived network; None for all."""
+        return None
 
 
 def are_plain(layers: Mapping[Any, nn.Module]) -> bool:
@@ -149,6 +149,24 @@ def one_hot(architecture: Architecture, choices: tuple[Choice, ...]) -> dict[str
     return {
         choice.name: PathWeights((choice.index(architecture[choice.name]),)) for choice in choices
     }
+
+
+def settled(choices: Sequence[Choice], weights: Weights) -> dict[str, str]:
+    """The one active option of each choice.
+
+    Raises:
+        ValueError: the weights mix options.
+    """
+    options = {}
+    for choice in choices:
+        path = weights[choice.name]
+        if len(path.active) != 1 or path.values is not None:
+            raise ValueError(
+                f"the supernet of this space runs one option a choice; {choice.name!r} mixes "
+                f"{len(path.active)}: choose a strategy that tries architectures one by one"
+            )
+        options[choice.name] = choice.options[path.active[0]]
+    return options
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from supernet.choice import Architecture, Choice
-from supernet.mixed_ops.base import Elastic, Searchable, Weights
+from supernet.mixed_ops.base import Elastic, Searchable, Weights, settled
 from supernet.network import Block, Network
 from supernet.ops.nas_rl import Concat, Convolution, ElasticConvolution, Shape
 from supernet.space import Diagram, SearchSpace, Select
@@ -83,7 +83,7 @@ class ElasticTrunk(Elastic):
 
     def forward(self, image: Tensor, weights: Weights) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_layers * filters, H', W')."""
-        shapes = self.space.shapes(_options(self.space.choices, weights))
+        shapes = self.space.shapes(settled(self.space.choices, weights))
         states: list[Tensor] = []
         for shape, layer in zip(shapes, self.layers, strict=True):
             read = [states[source] for source in shape.sources] or [image]
@@ -274,21 +274,3 @@ def _side(shapes: Sequence[Shape], index: int, img_size: int) -> int:
         read = max((sides[source] for source in shape.sources), default=img_size)
         sides.append(-(-read // shape.stride[0]))
     return sides[index]
-
-
-def _options(choices: Sequence[Choice], weights: Weights) -> dict[str, str]:
-    """The one active option of each choice.
-
-    Raises:
-        ValueError: the weights mix options.
-    """
-    options = {}
-    for choice in choices:
-        path = weights[choice.name]
-        if len(path.active) != 1 or path.values is not None:
-            raise ValueError(
-                f"space=nas_rl runs one option a choice; {choice.name!r} mixes "
-                f"{len(path.active)}: choose a strategy that tries architectures one by one"
-            )
-        options[choice.name] = choice.options[path.active[0]]
-    return options

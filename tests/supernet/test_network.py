@@ -13,6 +13,7 @@ from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.mnasnet import MnasNet
 from supernet.spaces.nas_rl import NasRL
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
@@ -32,6 +33,7 @@ FORMS = {  # space, side and number of the images
     "darts": (Darts(width=4, num_cells=4), 16, 4),
     "enas_macro": (ENASMacro(width=4, num_layers=6), 16, 4),
     "nas_rl": (NasRL(num_layers=4), 8, 4),
+    "mnasnet": (MnasNet(stem_chs=4, stages=[(4, 1, 1), (8, 2, 2), (8, 3, 1)], head_chs=16), 16, 4),
     "nas_rl_strides": (NasRL(num_layers=4, strides=True), 8, 4),
     "mbconv_224": (narrow(STAGES_224, stem_stride=2), 64, 4),
     "mbconv_32": (narrow(STAGES_32, stem_stride=1), 32, 4),
