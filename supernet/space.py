@@ -66,7 +66,7 @@ class SearchSpace(ABC):
             where budget and limits leave another way.
         additive: whether what an architecture costs is a sum over its choices.
         interchangeable: whether a candidate of one choice fits all candidates of the others, so
-            that peak memory can be bounded choice by choice.
+            that options can be mixed, and peak memory be bounded choice by choice.
         excluded: (choice, option) pairs that no valid architecture holds.
     """
 

@@ -43,9 +43,9 @@ def settle(space: MnasNet, **others: str) -> Architecture:
 @cache
 def tiny() -> tuple[MnasNet, list[Site], list[Architecture]]:
     """Few enough for all architectures to be tried: what is excluded is left out."""
-    space = MnasNet(**SMALL)
-    few = ["*=5", "se_1=25", "op_1=conv", "op_2=mbconv3", "skip_2=pool", "layers_2=-1"]
-    space.exclude(["skip_1=pool", "skip_1=identity", *few])
+    space = MnasNet(**SMALL, kernels=(3,))
+    first = ["se_1=25", "op_1=conv", "skip_1=pool", "skip_1=identity", "layers_1=+1"]
+    space.exclude([*first, "op_2=mbconv3", "skip_2=pool", "layers_2=-1"])
     sites = trace(space.build(MixedOp, 10, search=False), space.choices, SHAPE)
     options = itertools.product(*(space.allowed(choice) for choice in space.decided))
     names = [choice.name for choice in space.decided]
@@ -107,7 +107,7 @@ def test_mnasnet_a1_computes_what_timm_has(unsettle: Callable[[nn.Module], nn.Mo
 
 def test_sampling_is_uniform() -> None:
     space, _, every = tiny()
-    assert len(every) == (2 * 1 * 1 * 1 * 3 * 2) * (2 * 1 * 2 * 2 * 3 * 2)
+    assert len(every) == (2 * 3) * (2 * 2 * 2 * 3 * 2)
     generator = torch.Generator().manual_seed(0)
     drawn = Counter(space.sample(generator) for _ in range(5 * len(every)))
     assert set(drawn) <= set(every)
@@ -170,7 +170,7 @@ def test_an_architecture_costs_what_its_network_costs() -> None:
     sites = trace(space.build(MixedOp, 10, search=False), space.choices, SHAPE)
     params, macs = params_cost(space.choices, sites), macs_cost(space.choices, sites)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(10):
+    for _ in range(4):
         architecture = space.sample(generator)
         pairs = {(None, None), *architecture}
         ours = [site for site in sites if (site.choice, site.option) in pairs]
@@ -230,12 +230,12 @@ def test_sampling_within_a_range_of_costs() -> None:
     low, high = costs[len(every) // 3], costs[len(every) // 2]
     sampler, generator = RangeSampler(space, cost, low, high), torch.Generator().manual_seed(0)
     inside = {a for a in every if low <= cost.of(a) <= high}
-    drawn = [sampler.sample(generator) for _ in range(200)]
+    drawn = [sampler.sample(generator) for _ in range(120)]
     assert set(drawn) <= inside
     for name in ("op_1", "width_1", "op_2", "width_2", "layers_2"):
         share = {o: len(list(g)) for o, g in itertools.groupby(sorted(a[name] for a in inside))}
         counts = Counter(architecture[name] for architecture in drawn)
-        expected = [200 * share[option] / len(inside) for option in share]
+        expected = [120 * share[option] / len(inside) for option in share]
         assert chisquare([counts[option] for option in share], expected).pvalue > 1e-3
 
 
