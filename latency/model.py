@@ -212,7 +212,7 @@ def _totals(
         for option in choice.options
         if (choice.name, option) not in excluded
     ]
-    free = {(choice.name, choice.absent) for choice in choices}
+    free = {(c.name, o) for c in choices for o in c.options if c.free or o == c.absent}
     if unused := [f"{n}={o}" for n, o in needed if (n, o) not in values and (n, o) not in free]:
         raise ValueError(
             f"the network never runs the candidates {', '.join(unused)}: their cost is unknown"

@@ -165,6 +165,11 @@ class Measured:
     def _peak_memory(self, space: SearchSpace) -> Cost:
         if not space.additive:
             return self._traced(space, "peak_memory")
+        if not space.interchangeable:
+            raise ValueError(
+                f"objective.limits.peak_memory has no rule for {space.id}, where layers of several "
+                "widths follow each other; limit macs, params or latency instead"
+            )
         shape = input_shape(space, self.target)
         return PeakMemory(space, self.num_classes, shape, self.target.dtype)
 

@@ -106,7 +106,8 @@ def _search(cfg: DictConfig, accelerator: Accelerator, run: Run) -> float:
     if run.main:
         if cfg.benchmark.table is not None:
             judge(cfg, run.folder, space, result)
-        log.info("derived: %s", " ".join(result["architecture"].values()))
+        options = [result["architecture"][choice.name] for choice in space.decided]
+        log.info("derived: %s", " ".join(options))
         log.info(summary(result))
     if cfg.search_baseline == "random":
         search_at_random(cfg, problem, run, target, result)

@@ -30,6 +30,8 @@ class Choice:
             nothing is added up.
         implied: whether its option follows from those of other choices. Nothing decides it: it has
             no logits, and an architecture is complete without it (`SearchSpace.implied`).
+        free: whether it costs nothing by itself: implied choices stand for all that its options
+            cost together with others.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Choice:
     absent: str | None = None
     into: Choice | None = field(default=None, compare=False, repr=False)
     implied: bool = False
+    free: bool = False
 
     def __post_init__(self) -> None:
         if not self.options:

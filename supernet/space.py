@@ -65,6 +65,8 @@ class SearchSpace(ABC):
         safeguards: bounds as for `at_most` that keep these from winning a derivation by logits,
             where budget and limits leave another way.
         additive: whether what an architecture costs is a sum over its choices.
+        interchangeable: whether a candidate of one choice fits all candidates of the others, so
+            that options can be mixed, and peak memory be bounded choice by choice.
         excluded: (choice, option) pairs that no valid architecture holds.
     """
 
@@ -72,6 +74,7 @@ class SearchSpace(ABC):
     none_options: ClassVar[frozenset[str]] = frozenset()
     safeguards: ClassVar[tuple[str, ...]] = ()
     additive: ClassVar[bool] = True
+    interchangeable: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import pytest
 
 from latency.measure import MeasuredNetwork
 from latency.table import Measurement
+from supernet.spaces.mnasnet import MnasNet
 from supernet_scripts.measured import Measured
 
 
@@ -37,3 +38,8 @@ def test_a_careful_measurement_is_the_mean_of_several() -> None:
     measured: Any = SimpleNamespace(networks=networks)
     found = Measured.carefully(measured, None, None, times=3)  # type: ignore[arg-type]
     assert (found.median_ms, found.num_runs) == (5.0, 30)
+
+
+def test_peak_memory_is_refused_where_candidates_do_not_fit_each_other() -> None:
+    with pytest.raises(ValueError, match="peak_memory has no rule for .*MnasNet, .*macs"):
+        Measured._peak_memory(None, MnasNet())  # type: ignore[arg-type]

@@ -156,8 +156,8 @@ def only_options(choices: Sequence[Choice], weights: Weights) -> dict[str, str]:
         path = weights[choice.name]
         if len(path.active) != 1 or path.values is not None:
             raise ValueError(
-                f"this space runs one option a choice; {choice.name!r} mixes {len(path.active)}: "
-                "choose a strategy that tries architectures one by one"
+                f"the supernet of this space runs one option a choice; {choice.name!r} mixes "
+                f"{len(path.active)}: choose a strategy that tries architectures one by one"
             )
         options[choice.name] = choice.options[path.active[0]]
     return options

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from timm.layers import ConvNormAct, get_act_layer
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import interpolate, pad
 
 from supernet.choice import Choice
 from supernet.mixed_ops.base import Elastic, Weights, only_options
+from supernet.ops.sliced import part_of, run_part
 
 
 class Stem(ConvNormAct):
@@ -32,9 +32,9 @@ class Stem(ConvNormAct):
         return y
 
 
-class Sliced(Elastic):
+class ElasticModule(Elastic):
     """A module in its largest form; a smaller one takes the first blocks of it, and of each weight
-    the first channels (Yu et al. 2019, "Slimmable neural networks").
+    the first channels.
 
     Args:
         build: from options of all choices to the module.
@@ -60,14 +60,14 @@ class Sliced(Elastic):
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
         """What the module of the active options makes of `x`."""
         options = only_options(self.choices, weights)
-        form = self._form(options).train(self.training)
-        y: Tensor = functional_call(form, self._part(form), (x,), strict=True)
+        y = run_part(self.whole, self._form(options), x)
         if self.num_features is None:
             return y
         return pad(y, (0, 0, 0, 0, 0, self.num_features(self.largest) - y.shape[1]))
 
     def state_of(self, options: Mapping[str, str]) -> dict[str, Tensor]:
-        return {name: part.detach() for name, part in self._part(self._form(options)).items()}
+        part = part_of(self.whole, self._form(options))
+        return {name: value.detach() for name, value in part.items()}
 
     def features_of(self, options: Mapping[str, str]) -> Sequence[int] | None:
         return None if self.num_features is None else range(self.num_features(options))
@@ -79,12 +79,3 @@ class Sliced(Elastic):
             with torch.device("meta"):
                 self._forms[key] = self.build(options)
         return self._forms[key]
-
-    def _part(self, form: nn.Module) -> dict[str, Tensor]:
-        """Of the largest form's parameters and buffers, what a form takes; it shares memory with
-        them."""
-        whole = self.whole.state_dict(keep_vars=True)
-        return {
-            name: whole[name][tuple(slice(length) for length in empty.shape)]
-            for name, empty in form.state_dict().items()
-        }

@@ -17,7 +17,7 @@ from supernet.choice import Architecture, Choice
 from supernet.mixed_ops.base import Candidates
 from supernet.network import Block, Network
 from supernet.ops.mbconv import check_act, decode_stage, scaled_chs, scaled_stage
-from supernet.ops.scaling import Sliced, Stem
+from supernet.ops.scaling import ElasticModule, Stem
 from supernet.space import Diagram, LinearConstraint, SearchSpace, Select, Way
 from supernet.spaces.nas_rl import Chosen
 
@@ -173,7 +173,7 @@ class EfficientNetScaling(SearchSpace):
         """A supernet asks for no module: all choices together say what each part of it runs."""
         if search:
             options = {c.name: max(c.options, key=_coefficient) for c in self.choices}
-            place: Any = partial(Sliced, choices=self.choices, largest=options)
+            place: Any = partial(ElasticModule, choices=self.choices, largest=options)
         else:
             options = {}
             for choice in self.choices:

@@ -154,12 +154,14 @@ class Strategy(ABC):
 
     Attributes:
         sums_costs: whether it needs costs that are sums over choices.
+        mixes: whether its steps may run several options of a choice.
     """
 
     sums_costs: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
 
     def check_space(self, space: SearchSpace) -> None:
-        """Refuse a space whose costs the strategy could not use.
+        """Refuse a space whose costs or supernet the strategy could not use.
 
         Raises:
             ValueError: says which strategies can.
@@ -170,6 +172,12 @@ class Strategy(ABC):
                 f"in {space.id} a layer's cost depends on several choices at once: choose a "
                 "strategy that tries architectures one by one (strategy=random "
                 "estimator=from_scratch)"
+            )
+        if self.mixes and not space.interchangeable:
+            raise ValueError(
+                f"{type(self).__name__} mixes options, and the supernet of {space.id} runs one a "
+                "choice, as the next layers fit no other: choose a strategy that tries "
+                "architectures one by one (strategy=random estimator=from_scratch)"
             )
 
     @abstractmethod

@@ -22,6 +22,8 @@ class LocalSearch(Strategy):
     2021, TE-NAS, section 3). The first is known before the search; `Refinement` finds the second.
     """
 
+    mixes = False
+
     def __init__(self, *, refinement: Refinement) -> None:
         self.refinement = refinement
 

@@ -72,6 +72,7 @@ class Trials(Strategy):
     """
 
     sums_costs = False
+    mixes = False
 
     def __init__(
         self, *, num_evaluations: int | None = None, seconds: float | None = None

@@ -16,6 +16,7 @@ from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.mnasnet import MnasNet
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
 
@@ -33,6 +34,14 @@ SPACES = [
     Darts(width=4, num_cells=3, img_size=8),
     Spos(img_size=16, stem_chs=8, stages=[(16, 2, 2)], head_chs=16),
     ENASMacro(width=4, num_layers=4, img_size=8),
+    MnasNet(
+        img_size=8,
+        stem_chs=4,
+        stages=[(4, 1, 1), (8, 2, 2)],
+        kernels=(3,),
+        expansions=(3,),
+        head_chs=8,
+    ),
 ]
 CHOICE = Choice("edge", ("wide", "skip"))
 
@@ -157,7 +166,7 @@ def test_candidates_never_cost_the_same_operations() -> None:
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
 def test_the_network_is_left_as_it_was(space: SearchSpace) -> None:
-    network = space.build_supernet(10)
+    network = space.build(MixedOp, 10, search=False)
     network.blocks[0].eval()  # a mixture of modes
     modes = [module.training for module in network.modules()]
     before = {name: value.clone() for name, value in network.state_dict().items()}

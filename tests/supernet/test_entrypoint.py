@@ -16,6 +16,7 @@ from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.mnasnet import MnasNet
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
 
@@ -25,8 +26,9 @@ SPACES: list[SearchSpace] = [
     Darts(width=4, num_cells=4, img_size=16),
     Spos(stem_chs=8, stages=[(16, 2, 2), (24, 2, 2)], head_chs=32, img_size=64),
     ENASMacro(width=4, num_layers=4, img_size=16),
+    MnasNet(stem_chs=4, stages=[(4, 1, 1), (8, 2, 2), (12, 2, 2)], head_chs=16, img_size=64),
 ]
-NAMES = ["nasbench201", "mbconv", "darts", "spos", "enas_macro"]
+NAMES = ["nasbench201", "mbconv", "darts", "spos", "enas_macro", "mnasnet"]
 spaces = pytest.mark.parametrize("space", SPACES, ids=NAMES)
 
 

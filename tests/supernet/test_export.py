@@ -23,6 +23,7 @@ from supernet.spaces.darts import Darts
 from supernet.spaces.efficientnet_scaling import EfficientNetScaling
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.mnasnet import MnasNet
 from supernet.spaces.nas_rl import NasRL
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
@@ -207,6 +208,7 @@ ONNX_SPACES: dict[str, SearchSpace] = {
     "efficientnet_scaling": EfficientNetScaling(
         stem_chs=8, stages=["ir_r1_k3_s2_e2_c16_se0.25"], head_chs=32, img_size=16
     ),
+    "mnasnet": MnasNet(stem_chs=4, stages=[(4, 1, 1), (8, 2, 2)], head_chs=16, img_size=16),
     "mbconv": MBConv(stem_chs=8, first_chs=8, stages=[(16, 3, 2), (24, 2, 2)], head_chs=32,
                      img_size=32),
     "mbconv stride 1": MBConv(stem_chs=8, stem_stride=1, first_chs=8, stages=[(16, 3, 2)],

@@ -14,6 +14,7 @@ from supernet.spaces.darts import Darts
 from supernet.spaces.efficientnet_scaling import EfficientNetScaling
 from supernet.spaces.enas_macro import ENASMacro
 from supernet.spaces.mbconv import MBConv
+from supernet.spaces.mnasnet import MnasNet
 from supernet.spaces.nas_rl import NasRL
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.spos import Spos
@@ -41,6 +42,7 @@ FORMS = {  # space, side and number of the images
     "darts": (Darts(width=4, num_cells=4), 16, 4),
     "enas_macro": (ENASMacro(width=4, num_layers=6), 16, 4),
     "nas_rl": (NasRL(num_layers=4), 8, 4),
+    "mnasnet": (MnasNet(stem_chs=4, stages=[(4, 1, 1), (8, 2, 2), (8, 3, 1)], head_chs=16), 16, 4),
     "nas_rl_strides": (NasRL(num_layers=4, strides=True), 8, 4),
     "efficientnet_scaling": (scaled(*(1 + i / 10 for i in range(16))), 16, 4),
     "mbconv_224": (narrow(STAGES_224, stem_stride=2), 64, 4),
