@@ -200,6 +200,7 @@ def network_file(path: Path) -> dict[str, Any]:
         return {"metadata": dict(sorted(file.metadata().items())), "tensors": tensors}
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_guarded(commands: Any, tmp_path: Path) -> None:
     """Without resume, with another configuration, and with nothing named to resume."""
     search = [*commands.TINY, "run_dir=run", "checkpoint_every=1"]

@@ -79,7 +79,8 @@ def made_up(seed: int) -> dict[tuple[str, str], float]:
     return {pair: value * (pair[1] != NONE) for pair, value in zip(pairs, drawn, strict=True)}
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_node_keeps_the_two_edges_whose_loss_hurts_most(
     seed: int, make_problem, make_run
 ) -> None:

@@ -24,6 +24,7 @@ from supernet.strategies.random_search import RandomSearch
 from supernet.strategies.surrogate import Surrogate
 from supernet.tracking import read_journal
 
+SLOW = pytest.mark.slow
 SETTINGS: dict[str, Any] = {"in_chans": 1, "img_size": 8, "width": 2, "num_cells": 3}
 WORTH = random.Random(1)
 OPERATIONS = {name: WORTH.gauss(0, 1) for name in PNAS.operations}
@@ -66,8 +67,11 @@ def make_surrogate(**changes: Any) -> Surrogate:
     return Surrogate(**{**settings, **changes})
 
 
-def make_search(num_evaluations: int | None = None, beam: int = 10) -> Progressive:
-    return Progressive(beam=beam, surrogate=make_surrogate(), num_evaluations=num_evaluations)
+def make_search(
+    num_evaluations: int | None = None, beam: int = 10, epochs: int = 20
+) -> Progressive:
+    surrogate = make_surrogate(epochs=epochs)
+    return Progressive(beam=beam, surrogate=surrogate, num_evaluations=num_evaluations)
 
 
 def num_blocks_of(architecture: Architecture) -> int:
@@ -234,7 +238,7 @@ def test_cells_grow_and_the_journal_says_how_well_they_were_predicted(
     make_case: Any, make_run: Any
 ) -> None:
     judge, run = Sum(), make_run()
-    answer = make_search().search(make_case(judge), run)
+    answer = make_search(epochs=2).search(make_case(judge), run)
     assert [num_blocks_of(a) for a in judge.asked] == [1] * 36 + [2] * 10 + [3] * 10
     journal = read_journal(run.folder / "metrics.jsonl")
     phases = ["part"] * 46 + ["surrogate"] + ["rank"] * 10 + ["surrogate"]
@@ -249,6 +253,7 @@ def test_cells_grow_and_the_journal_says_how_well_they_were_predicted(
     assert answer.judged(best)[0] == max(r["accuracy"] for r in journal if r["phase"] == "rank")
 
 
+@SLOW
 def test_it_finds_better_cells_than_random_search(make_case: Any, make_run: Any) -> None:
     found = []
     for seed in range(2):
@@ -264,9 +269,9 @@ def test_it_finds_better_cells_than_random_search(make_case: Any, make_run: Any)
 def test_the_answer_is_within_the_budget(make_case: Any, make_run: Any) -> None:
     judge, free = Sum(), Sum()
     problem = make_case(judge, share=0.3)
-    answer = make_search().search(problem, make_run())
+    answer = make_search(epochs=2).search(problem, make_run())
     assert problem.is_feasible(answer.best(problem.objective.budget))
-    make_search().search(make_case(free), make_run("free"))
+    make_search(epochs=2).search(make_case(free), make_run("free"))
     within, others = (
         [problem.is_feasible(a) for a in tried.asked if num_blocks_of(a) == 3]
         for tried in (judge, free)
@@ -274,18 +279,20 @@ def test_the_answer_is_within_the_budget(make_case: Any, make_run: Any) -> None:
     assert all(within) and not all(others)
 
 
-@pytest.mark.parametrize("stop_at", [36, 46, 55])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(36, marks=SLOW), 46, pytest.param(55, marks=SLOW)]
+)
 def test_it_goes_on_where_it_was_interrupted(
     stop_at: int, make_case: Any, make_run: Any, check_resumes: Any
 ) -> None:
     judges = [Sum(), Sum(stop_at), Sum(), Sum()]
     whole = make_run("whole")
-    best = make_search().search(make_case(judges[0]), whole).best(None)
+    best = make_search(epochs=2).search(make_case(judges[0]), whole).best(None)
     with pytest.raises(KeyboardInterrupt):
-        make_search().search(make_case(judges[1]), make_run("cut"))
+        make_search(epochs=2).search(make_case(judges[1]), make_run("cut"))
     for judge in judges[2:]:
         again = make_run("cut", resume=True)
-        assert make_search().search(make_case(judge), again).best(None) == best
+        assert make_search(epochs=2).search(make_case(judge), again).best(None) == best
         one, other = ((r.folder / "metrics.jsonl").read_bytes() for r in (whole, again))
         assert one == other
     assert judges[2].asked == judges[0].asked[stop_at:] and judges[3].asked == []
@@ -294,7 +301,7 @@ def test_it_goes_on_where_it_was_interrupted(
 def test_untrained_networks_are_judged_at_all_sizes(make_case: Any, make_run: Any) -> None:
     problem = make_case(ZeroCost(proxy="params", batch_size=2))
     run = make_run()
-    make_search(48, beam=2).search(problem, run)
+    make_search(48, beam=2, epochs=2).search(problem, run)
     params = {
         record["settings"]["num_blocks"] if "settings" in record else 3: record["accuracy"]
         for record in read_journal(run.folder / "metrics.jsonl")
@@ -313,12 +320,12 @@ def test_what_it_cannot_do_is_refused_before_anything_is_judged(
         judges_parts = False
 
     with pytest.raises(ValueError, match="estimator=from_scratch or zero_cost"):
-        make_search().search(make_case(WholeOnly()), make_run())
+        make_search(epochs=2).search(make_case(WholeOnly()), make_run())
     judge = Sum()
     with pytest.raises(ValueError, match=r"num_evaluations=46 .* to 47 or more"):
-        make_search(46).search(make_case(judge), make_run())
+        make_search(46, epochs=2).search(make_case(judge), make_run())
     assert judge.asked == []
-    answer = make_search(47).search(make_case(judge), make_run())
+    answer = make_search(47, epochs=2).search(make_case(judge), make_run())
     assert num_blocks_of(answer.best(None)) == 3
 
 
