@@ -58,7 +58,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert set(first["search"]) == {
         "step", "supernet", "logits", "weight_optimizer", "logits_optimizer", "objective",
         "weight_stream", "arch_stream", "weight_meter", "arch_meter", "generator", "rng", "ranked",
-        "monitor", "selected", "decided", "tuned",
+        "monitor", "selected", "decided", "tuned", "parts",
     }  # fmt: skip
     for name, state in first["search"].items():
         assert same(state, second["search"][name]), name

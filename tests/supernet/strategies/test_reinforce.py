@@ -195,7 +195,7 @@ class OneBest(Estimator):
 def test_it_finds_the_one_best_sequence(seed: int, make_tried: Any, make_run: Any) -> None:
     space = NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1)
     problem = make_tried(estimator=OneBest(), space=space, share=1.0, seed=seed)
-    strategy = make_strategy(num_evaluations=600, batch=8, entropy_weight=0.02)
+    strategy = make_strategy(num_evaluations=300, batch=8, entropy_weight=0.02)
     answer = strategy.search(problem, make_run())
     best = answer.best(None)
     assert answer.judged(best)[0] == 100
