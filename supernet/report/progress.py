@@ -49,7 +49,7 @@ def read_courses(folders: Sequence[str | os.PathLike[str]]) -> list[Course]:
     Raises:
         ValueError: there is none, or one tried no architectures one by one.
     """
-    return [_course(folder, name) for folder, name in name_runs(find_runs(folders))]
+    return [read_course(folder, name) for folder, name in name_runs(find_runs(folders))]
 
 
 def name_runs(folders: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -85,7 +85,12 @@ def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
-def _course(folder: Path, name: str) -> Course:
+def read_course(folder: Path, name: str) -> Course:
+    """Of one run.
+
+    Raises:
+        ValueError: it tried no architectures one by one.
+    """
     journal = read_journal(folder / "metrics.jsonl")
     records = [r for r in journal if r["phase"] in ("rank", "part")]
     spent = {line["step"]: line["seconds"] for line in read_journal(folder / "timing.jsonl")}
@@ -152,15 +157,20 @@ def summarise(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "name": one.name,
             "n": len(last),
             "evaluations": one.after.shape[1],
-            "mean": float(last.mean()),
-            "std": float(last.std(ddof=1)) if len(last) > 1 else None,
-            "quartiles": [float(q) for q in np.quantile(last, QUARTILES)],
+            "mean": _known(last.mean()),
+            "std": _known(last.std(ddof=1)) if len(last) > 1 else None,
+            "quartiles": [_known(q) for q in np.quantile(last, QUARTILES)],
             "seconds": float(np.mean([c.seconds[one.after.shape[1] - 1] for c in one.courses])),
-            "mean_at_equal_seconds": float(one.at[:, -1].mean()),
+            "mean_at_equal_seconds": _known(one.at[:, -1].mean()),
             "oracle": one.courses[0].oracle,
             "judge": one.courses[0].judge,
         })  # fmt: skip
     return rows
+
+
+def _known(value: float) -> float | None:
+    """None where a search had judged parts alone."""
+    return None if math.isnan(value) else float(value)
 
 
 @styled

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supernet.files import write_text
-from supernet.report import figures
+from supernet.report import figures, progress
 from supernet.report.diagram import Drawing, draw
 from supernet.report.page import number, percent, render
 from supernet.report.pages import predictions_caption
@@ -15,6 +15,7 @@ from supernet.report.run import Record, Run
 from supernet.report.summary import cards, network_rows, networks_caption, subtitle, verdict
 from supernet.tracking import last_epoch
 
+_NO_EPOCHS = "This search had no epochs: it tried architectures one by one."
 _NO_RETRAINING = "This run did not retrain: run supernet-retrain run={}."
 
 
@@ -118,7 +119,8 @@ def _probabilities(run: Run) -> Section:
             f"{len(run.ranked)} candidates, judged {_how_judged(best)}; the star is the one "
             f"chosen, {percent(best['accuracy'])}% at {number(best['cost'])} {run.cost[1]}."
         )
-        return Section("probabilities", "Ranking of candidates", (Figure(figure, caption),))
+        found = [Figure(figure, caption), *_progress(run)]
+        return Section("probabilities", "Ranking of candidates", tuple(found))
     if records:
         reason = "The search has not ended: its options are known once architecture.json is there."
     elif run.result is None and run.retraining is not None:
@@ -126,6 +128,27 @@ def _probabilities(run: Run) -> Section:
     else:
         reason = "No epoch recorded probabilities: the search has not passed its warm-up."
     return Section("probabilities", title, missing=reason)
+
+
+def _progress(run: Run) -> list[Figure]:
+    """How a search went that tried architectures one by one."""
+    if not run.tries:
+        return []
+    course = progress.read_course(run.folder, "search")
+    taken = f"{len(course.best)} took {number(course.seconds[-1])} s"
+    caption = f"The best so far, by evaluations and by seconds; {taken}."
+    notes = [r for r in run.metrics if r["phase"] == "surrogate"]
+    if notes:
+        ranks = ", ".join(
+            f"{'none' if r['rank_correlation'] is None else format(r['rank_correlation'], '.2f')} "
+            f"for {r['judged']} of {r['num_blocks']} blocks"
+            for r in notes
+        )
+        caption += (
+            " Rank correlation of what the surrogate predicted, fitted to cells of fewer blocks, "
+            f"with what was then found: {ranks}."
+        )
+    return [Figure(progress.draw(progress.group([course])), caption)]
 
 
 def _collapse(run: Run) -> str:
@@ -193,8 +216,8 @@ def _accuracy(run: Run) -> Section:
             "epoch (the dot); where averaged weights are kept, the better of the two."
         )
         found.append(Figure(figures.retraining(run.curves, best), caption))
-    missing = "" if found else "No epoch has ended yet."
-    return Section("accuracy", "Accuracy", tuple(found), missing)
+    missing = _NO_EPOCHS if run.tries else "No epoch has ended yet."
+    return Section("accuracy", "Accuracy", tuple(found), "" if found else missing)
 
 
 def _latency(run: Run) -> Section:
@@ -239,7 +262,8 @@ def _has_both(network: Record) -> bool:
 def _time(run: Run) -> Section:
     records = [r for r in run.timing if r.get("steps_per_second") is not None]
     if not records:
-        return Section("time", "Time", missing="The run folder has no timing.jsonl with epochs.")
+        missing = _NO_EPOCHS if run.tries else "The run folder has no timing.jsonl with epochs."
+        return Section("time", "Time", missing=missing)
     seconds = sum(r["seconds"] for r in run.timing if r.get("seconds"))
     caption = (
         f"Steps a second and share of time spent waiting for data, by epoch; {len(records)} epochs "

@@ -77,6 +77,12 @@ class Run:
         return [r for r in self.metrics if r["phase"] == "rank" and r.get("accuracy") is not None]
 
     @property
+    def tries(self) -> bool:
+        """Whether the search tried architectures one by one, and timed each."""
+        timed = {line["step"] for line in self.timing}
+        return bool(self.ranked) and all("judge" in r and r["step"] in timed for r in self.ranked)
+
+    @property
     def budget(self) -> float | None:
         source = self.result or self.retraining or {}
         return source.get("budget")

@@ -90,3 +90,18 @@ def test_what_is_no_such_search_is_refused(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text('{"phase": "search", "step": 1}\n')
     with pytest.raises(ValueError, match="is no search that tried architectures one by one"):
         read_courses([folder])
+
+
+def test_a_search_that_has_judged_parts_alone_has_no_best_yet(tmp_path: Path) -> None:
+    """Their accuracies are not of the space's architectures."""
+    folder = make_run(tmp_path / "0", [90, 95, 50, 60], 1.0, strategy="progressive")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[:2]:
+        line["phase"] = "part"
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (alone,) = group(read_courses([folder]))
+    assert np.isnan(alone.after[0, :2]).all() and alone.after[0, 2:].tolist() == [50, 60]
+    make_run(tmp_path / "1", [10, 20], 1.0, strategy="random")
+    path, rows = write_progress([tmp_path], tmp_path / "page")
+    assert [row["mean"] for row in rows] == [None, 20] and rows[0]["quartiles"] == [None] * 3
+    assert "NaN" not in path.with_suffix(".json").read_text()

@@ -21,6 +21,7 @@ from supernet.space import Diagram
 from supernet.spaces.darts import Darts
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
+from supernet.tracking import read_journal
 
 SECTIONS = (
     "summary", "architecture", "probabilities", "cost", "accuracy", "latency", "time", "config",
@@ -250,6 +251,23 @@ def test_sections_say_what_is_missing(runs, reports, tmp_path):
     assert "has not derived an architecture" in text
     assert "no config.yaml" in text
     assert text.count("<figure") == 1  # the accuracy so far
+
+
+def test_a_search_that_tried_architectures_shows_the_best_so_far(runs, tmp_path):
+    """It had no epochs; a surrogate's correlations stand beside it."""
+    path = shutil.copytree(runs["one_shot"], tmp_path / "run")
+    lines = [r for r in read_journal(path / "metrics.jsonl") if r["phase"] == "rank"]
+    records = [
+        {**r, "step": n, "judge": "a test", "oracle": False, "unit": "%", "rank_value": -n}
+        for n, r in enumerate(lines, 1)
+    ]
+    note = {"phase": "surrogate", "num_blocks": 2, "judged": 8, "rank_correlation": 0.456}
+    write_lines(path / "metrics.jsonl", [*records, {**note, "step": 8, "epoch": 0}])
+    write_lines(path / "timing.jsonl", [{"step": r["step"], "seconds": 2.0} for r in records])
+    text = write_report(path).read_text()
+    assert "The best so far, by evaluations and by seconds" in text
+    assert "what was then found: 0.46 for 8 of 2 blocks." in text
+    assert text.count("This search had no epochs") >= 1 and "No epoch has ended yet" not in text
 
 
 def test_retraining_folder_of_its_own(tmp_path):
