@@ -24,7 +24,7 @@ def launch(*arguments: str, cwd: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["binary_gate", "softmax", "one_shot"])
+@pytest.mark.parametrize("name", ["binary_gate", "softmax", "one_shot", "enas", "shared_weights"])
 def test_ranks_end_bit_identical(name: str, tmp_path: Path) -> None:
     launch(str(ROOT / "tests" / "workers" / "search_rank.py"), str(tmp_path), name, cwd=tmp_path)
     first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,22 +15,30 @@ from latency.sites import trace
 from supernet.data.digits import Digits
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
+from supernet.estimators.shared_weights import SharedWeights
 from supernet.mixed_ops.base import MixedOp
 from supernet.mixed_ops.binary_gate import BinaryGate
 from supernet.mixed_ops.one_shot import OneShot
+from supernet.mixed_ops.single_path import SinglePath
 from supernet.mixed_ops.softmax import Softmax
 from supernet.objective import Budget
 from supernet.spaces.mbconv import MBConv
 from supernet.strategies.base import Problem, Run
+from supernet.strategies.enas import ENAS
 from supernet.strategies.first_order import FirstOrder
+from supernet.strategies.random_search import RandomSearch
 from supernet.strategies.ranking import Ranking
+from supernet.strategies.reinforce import Reinforce
 from supernet.tracking import NoTracker
 
 SPACE = {
     "in_chans": 1, "img_size": 8, "stem_chs": 8, "stem_stride": 1, "first_chs": 8,
     "stages": [[8, 2, 2]], "kernels": [3, 5], "expansions": [2], "head_chs": 16,
 }  # fmt: skip
-RELAXATIONS = {"binary_gate": BinaryGate, "softmax": Softmax, "one_shot": OneShot}
+RELAXATIONS = {
+    "binary_gate": BinaryGate, "softmax": Softmax, "one_shot": OneShot, "enas": SinglePath,
+    "shared_weights": SinglePath,
+}  # fmt: skip
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -37,6 +46,36 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         content.update(name.encode() + tensors[name].detach().contiguous().numpy().tobytes())
     return content.hexdigest()
+
+
+COMMON = {
+    "epochs": 2,
+    "batch_size": 6,
+    "weight_optimizer": {"opt": "sgd", "lr": 0.05, "momentum": 0.9},
+    "scheduler": {"sched": "cosine"},
+    "clip_grad": 5.0,
+    "channels_last": True,
+}
+
+
+def make_first_order(cls: type[FirstOrder], **more: Any) -> FirstOrder:
+    return cls(
+        **COMMON,
+        arch_every=1,
+        arch_optimizer={"opt": "adam", "lr": 0.05, "betas": (0.0, 0.999), "weight_decay": 0.0},
+        init_std=1e-3,
+        ranking=Ranking(num_candidates=3, bn_batches=2, batch_size=30),
+        **more,
+    )
+
+
+def make_enas() -> FirstOrder:
+    controller = Reinforce(
+        batch=2, optimizer={"opt": "adam", "lr": 0.05}, hidden=8, num_layers=1, shared=True,
+        temperature=1.0, tanh_constant=None, baseline_decay=0.9, power=1.0, entropy_weight=0.0,
+        skip_weight=0.0, skip_rate=0.4,
+    )  # fmt: skip
+    return make_first_order(ENAS, warmup_epochs=0, controller=controller, controller_steps=4)
 
 
 def main(folder: Path, name: str) -> None:
@@ -49,22 +88,19 @@ def main(folder: Path, name: str) -> None:
     objective.prepare(reachable(space, cost), cost.unit)
     data = Digits(img_size=8, pad=1, train_limit=120)
     supernet = space.build_supernet(10, relaxation.build)
-    problem = Problem(space, supernet, relaxation, objective, cost, data, accelerator, 0)
-    strategy = FirstOrder(
-        epochs=2,
-        warmup_epochs=1,
-        arch_every=1,
-        batch_size=6,
-        weight_optimizer={"opt": "sgd", "lr": 0.05, "momentum": 0.9},
-        arch_optimizer={"opt": "adam", "lr": 0.05, "betas": (0.0, 0.999), "weight_decay": 0.0},
-        scheduler={"sched": "cosine"},
-        clip_grad=5.0,
-        init_std=1e-3,
-        channels_last=True,
-        ranking=Ranking(num_candidates=3, bn_batches=2, batch_size=30),
+    estimator = None
+    if name == "shared_weights":
+        estimator = SharedWeights(**COMMON, judge_batch_size=30, bn_batches=2)
+        strategy, trainer = RandomSearch(num_evaluations=3), estimator.training
+    else:
+        strategy = trainer = (
+            make_enas() if name == "enas" else make_first_order(FirstOrder, warmup_epochs=1)
+        )
+    problem = Problem(
+        space, supernet, relaxation, objective, cost, data, accelerator, 0, estimator=estimator
     )
     states = []
-    original = strategy.weight_step
+    original = trainer.weight_step
     labels = []
 
     def watch(state, progress):
@@ -73,16 +109,19 @@ def main(folder: Path, name: str) -> None:
         labels.append(state.weight_stream.loader.batch(0, position)[1].tolist())
         original(state, progress)
 
-    strategy.weight_step = watch
+    trainer.weight_step = watch
     rank = accelerator.process_index
     run = Run(folder / "run", accelerator.is_main_process, NoTracker())
-    architecture = strategy.search(problem, run).best(objective.budget)
+    answer = strategy.search(problem, run)
+    policy = states[0].parts.get("policy")
     result = {
         "weights": digest(dict(supernet.named_parameters())),
         "buffers": digest(dict(supernet.named_buffers())),
         "logits": digest(dict(states[0].parameters.named_parameters())),
+        "controller": policy and digest(dict(policy.controller.named_parameters())),
         "multiplier": objective.multiplier,
-        "architecture": dict(architecture),
+        "architecture": dict(answer.best(objective.budget)),
+        "ranked": getattr(answer, "ranked", None),
         "labels": labels[:3],
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
