@@ -41,6 +41,29 @@ def make_accelerator(precision: str = "no", device: str = "auto") -> Accelerator
     )
 
 
+class Alone(Accelerator):
+    """One process by itself: it trains and evaluates as if there were no others, which do something
+    else meanwhile. What it prepares is forgotten by its own `free_memory`."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(mixed_precision=accelerator.mixed_precision)
+
+    @property
+    def num_processes(self) -> int:
+        return 1
+
+    @property
+    def process_index(self) -> int:
+        return 0
+
+    def prepare_model(self, model: Any, *args: Any, **settings: Any) -> Any:
+        """Without a wrapper that would average gradients."""
+        return super().prepare_model(model, *args, **{**settings, "evaluation_mode": True})
+
+    def reduce(self, tensor: Any, *args: Any, **settings: Any) -> Any:
+        return tensor
+
+
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
     """Mean over processes, for parameters that stand outside the wrapped module."""

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
-def launch(*arguments: str, cwd: Path) -> str:
+def launch(*arguments: str, cwd: Path, processes: int = 2) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [*LAUNCH, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280
-    )
+        [*LAUNCH, f"--nproc-per-node={processes}", *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -31,6 +32,18 @@ def test_ranks_end_bit_identical(name: str, tmp_path: Path) -> None:
     assert first.pop("labels") != second.pop("labels")
     assert first == second
     assert {p.name for p in tmp_path.iterdir()} == {"rank0.json", "rank1.json", "run"}
+
+
+@pytest.mark.slow
+def test_two_processes_train_other_networks_side_by_side_as_one_would_all(tmp_path: Path) -> None:
+    worker, found = str(ROOT / "tests" / "workers" / "search_rank.py"), []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launch(worker, str(folder), "from_scratch", cwd=folder, processes=processes)
+        found += [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
+    alone, first, second = found
+    assert alone == first == second and len(alone["ranked"]) == 3
 
 
 @pytest.mark.slow

@@ -24,14 +24,14 @@ class Estimate(NamedTuple):
 
 
 class Estimator(ABC):
-    """Judges architectures one by one; a strategy with `Trials` asks for each of them once.
+    """Judges architectures one by one; a strategy with `Trials` asks for each of them once. Of
+    several processes each judges others.
 
     Attributes:
         judge: what an accuracy is of, for people.
         unit: of an accuracy.
         oracle: whether the answer is the truth that searches are judged by.
         judges_parts: whether it judges architectures of other settings of the space, too.
-        together: whether all processes judge each architecture together; else each judges others.
         steps_before: those of its training; the journal counts the architectures on from there.
     """
 
@@ -39,7 +39,6 @@ class Estimator(ABC):
     unit: ClassVar[str] = "%"
     oracle: ClassVar[bool] = False
     judges_parts: ClassVar[bool] = False
-    together: ClassVar[bool] = False
     steps_before: int = 0
 
     @abstractmethod

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class FromScratch(Estimator):
     """Trains each on the weight half, and judges it on the architecture half.
 
-    All start from the same seed and see the same images in the same order. Several processes train
-    one network together.
+    All start from the same seed and see the same images in the same order. Of several processes
+    each trains another network.
 
     Args:
         recipe: of the trainings; its schedule spans each of them.
@@ -31,7 +31,7 @@ class FromScratch(Estimator):
         settings: of the space in which the trained networks differ from the search's.
     """
 
-    judge, judges_parts, together = "training from scratch", True, True
+    judge, judges_parts = "training from scratch", True
 
     def __init__(
         self,
@@ -55,7 +55,9 @@ class FromScratch(Estimator):
         self.epochs, self.steps = epochs, steps
 
     def prepare(self, problem: Problem, run: Run, saved: Mapping[str, Any] | None) -> None:
-        self._training = ShortTraining(problem, self.recipe, self.num_images, self.settings)
+        self._training = ShortTraining(
+            problem, self.recipe, self.num_images, self.settings, alone=True
+        )
         if self.steps is not None:
             self.num_steps = self.steps
         else:

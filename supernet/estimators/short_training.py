@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from supernet.choice import Architecture
 from supernet.data import Loader, Split, Stream
-from supernet.engine import Diverged
+from supernet.engine import Alone, Diverged
 from supernet.evaluate import evaluate
 from supernet.learner import Learner
 from supernet.recipe import Recipe, seeded
@@ -54,7 +54,8 @@ class ShortTraining:
     """Judges architectures by training each from scratch on the weight half for some steps.
 
     All start from the same seed and see the same images in the same order, in each repeat another
-    one. Several processes train one network together.
+    one. Several processes train one network together, or each another one by itself, with the
+    numbers that one process has.
 
     Args:
         recipe: how they are trained, in the search's precision; its schedule spans the training,
@@ -62,6 +63,7 @@ class ShortTraining:
             alone).
         num_images: of the architecture half that judge, in each process; all where it is smaller.
         settings: of the space in which the trained networks differ from the search's.
+        alone: whether each process trains by itself.
 
     Raises:
         ValueError: the recipe asks for another precision.
@@ -73,8 +75,10 @@ class ShortTraining:
         recipe: Recipe,
         num_images: int,
         settings: Mapping[str, Any] | None = None,
+        alone: bool = False,
     ) -> None:
         check_precision(recipe, problem.accelerator)
+        self.accelerator = Alone(problem.accelerator) if alone else problem.accelerator
         self.problem, self.recipe = problem, recipe
         self.settings = dict(settings or {})
         self.train_half, arch_half = problem.data.search_splits(problem.seed)
@@ -89,7 +93,7 @@ class ShortTraining:
         return len(self._loader(self.train_half, self.problem.seed, augment=True))
 
     def _loader(self, half: Split, seed: int, augment: bool) -> Loader:
-        accelerator = self.problem.accelerator
+        accelerator = self.accelerator
         return Loader(
             half,
             batch_size=self.recipe.batch_size,
@@ -110,11 +114,10 @@ class ShortTraining:
         Raises:
             Diverged: the loss is not finite.
         """
-        accelerator = self.problem.accelerator
         with self._trained(architecture, steps, repeat) as learner:
             learner.average_buffers()
             judges = ((x.to(memory_format=self.recipe.memory_format), y) for x, y in self.judges)
-            return Trained(*evaluate(learner.network, judges, accelerator))
+            return Trained(*evaluate(learner.network, judges, self.accelerator))
 
     def record(self, architecture: Architecture, steps: int, repeat: int = 0) -> dict[str, Any]:
         """What the journal says of `judge`; who diverges has the largest loss there is."""
@@ -134,11 +137,11 @@ class ShortTraining:
         with seeded(seed):
             network = space.build_network(resized, problem.data.info.num_classes)
         stream = Stream(self._loader(self.train_half, seed, augment=True))
-        learner = Learner(network, self.recipe, steps, problem.accelerator, seed)
+        learner = Learner(network, self.recipe, steps, self.accelerator, seed)
         try:
             network.train()
             for _ in range(steps):
                 learner.take_step(*stream.next())
             yield learner
         finally:
-            problem.accelerator.free_memory()  # else it keeps this network while others train
+            self.accelerator.free_memory()  # else it keeps this network while others train

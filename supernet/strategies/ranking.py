@@ -53,7 +53,7 @@ class Ranking:
                 chunk = candidates[start : start + world]
                 scores = torch.zeros(world, 2, dtype=torch.float64)
                 if rank < len(chunk):
-                    scores[rank] = torch.tensor(judge.accuracy(chunk[rank]))
+                    scores[rank] = scores.new_tensor(judge.accuracy(chunk[rank]))
                 scores = problem.accelerator.reduce(
                     scores.to(problem.accelerator.device), reduction="sum"
                 )

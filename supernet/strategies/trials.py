@@ -223,9 +223,8 @@ class _Known:
         return [a for a in dict.fromkeys(architectures) if a not in self.trials]
 
     def judge(self, architectures: Sequence[Architecture]) -> Generator[None, None, None]:
-        """Judge each, processes side by side where the estimator can; yields after each."""
-        accelerator = self.problem.accelerator
-        width = 1 if self.estimator.together else accelerator.num_processes
+        """Judge each, in as many processes as there are side by side; yields after each."""
+        width = self.problem.accelerator.num_processes
         todo = [a for a in architectures if a not in self._before]
         for architecture in architectures:
             if architecture in self._before:
@@ -252,7 +251,7 @@ class _Known:
         rank = accelerator.process_index
         found = torch.zeros(width, 2, dtype=torch.float64)
         if rank < len(chunk):
-            found[rank] = torch.tensor(self.estimator.estimate(chunk[rank]))
+            found[rank] = found.new_tensor(self.estimator.estimate(chunk[rank]))
         found = accelerator.reduce(found.to(accelerator.device), reduction="sum")
         return [Estimate(*pair) for pair in found.tolist()]
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from latency.model import macs_cost
 from latency.sites import trace
 from supernet.data.digits import Digits
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
+from supernet.estimators.base import Estimator
+from supernet.estimators.from_scratch import FromScratch
 from supernet.estimators.shared_weights import SharedWeights
 from supernet.mixed_ops.base import MixedOp
 from supernet.mixed_ops.binary_gate import BinaryGate
@@ -22,6 +25,7 @@ from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.single_path import SinglePath
 from supernet.mixed_ops.softmax import Softmax
 from supernet.objective import Budget
+from supernet.recipe import Recipe
 from supernet.spaces.mbconv import MBConv
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.enas import ENAS
@@ -37,7 +41,7 @@ SPACE = {
 }  # fmt: skip
 RELAXATIONS = {
     "binary_gate": BinaryGate, "softmax": Softmax, "one_shot": OneShot, "enas": SinglePath,
-    "shared_weights": SinglePath,
+    "shared_weights": SinglePath, "from_scratch": SinglePath,
 }  # fmt: skip
 
 
@@ -48,6 +52,10 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     return content.hexdigest()
 
 
+RECIPE = Recipe(  # much of it draws
+    epochs=1, batch_size=8, mixup=0.2, drop_rate=0.3, ema_decay=0.9, clip_grad=1.0,
+    optimizer={"opt": "sgd", "lr": 0.1, "momentum": 0.9},
+)  # fmt: skip
 COMMON = {
     "epochs": 2,
     "batch_size": 6,
@@ -78,17 +86,32 @@ def make_enas() -> FirstOrder:
     return make_first_order(ENAS, warmup_epochs=0, controller=controller, controller_steps=4)
 
 
+def finish(result: dict[str, Any], folder: Path, accelerator: Accelerator) -> None:
+    (folder / f"rank{accelerator.process_index}.json").write_text(json.dumps(result))
+    accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()
+
+
 def main(folder: Path, name: str) -> None:
     accelerator = make_accelerator("no", "cpu")
     torch.manual_seed(accelerator.process_index)  # the weights must be agreed on all the same
     space, relaxation = MBConv(**SPACE), RELAXATIONS[name]()
     sites = trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
     cost = macs_cost(space.choices, sites)
-    objective = Budget(cost="macs", budget_share=0.8)
+    objective = Budget(cost="macs", budget_share=1.0 if name == "from_scratch" else 0.8)
     objective.prepare(reachable(space, cost), cost.unit)
     data = Digits(img_size=8, pad=1, train_limit=120)
     supernet = space.build_supernet(10, relaxation.build)
-    estimator = None
+    estimator: Estimator | None = None
+    run = Run(folder / "run", accelerator.is_main_process, NoTracker())
+    if name == "from_scratch":
+        estimator = FromScratch(recipe=RECIPE, num_images=60, steps=3)
+        strategy = RandomSearch(num_evaluations=3)
+        problem = Problem(
+            space, supernet, relaxation, objective, cost, data, accelerator, 0, estimator=estimator
+        )
+        finish({"ranked": strategy.search(problem, run).ranked}, folder, accelerator)
+        return
     if name == "shared_weights":
         estimator = SharedWeights(**COMMON, judge_batch_size=30, bn_batches=2)
         strategy, trainer = RandomSearch(num_evaluations=3), estimator.training
@@ -110,8 +133,6 @@ def main(folder: Path, name: str) -> None:
         original(state, progress)
 
     trainer.weight_step = watch
-    rank = accelerator.process_index
-    run = Run(folder / "run", accelerator.is_main_process, NoTracker())
     answer = strategy.search(problem, run)
     policy = states[0].parts.get("policy")
     result = {
@@ -124,9 +145,7 @@ def main(folder: Path, name: str) -> None:
         "ranked": getattr(answer, "ranked", None),
         "labels": labels[:3],
     }
-    (folder / f"rank{rank}.json").write_text(json.dumps(result))
-    accelerator.wait_for_everyone()
-    torch.distributed.destroy_process_group()
+    finish(result, folder, accelerator)
 
 
 if __name__ == "__main__":
