@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,14 +54,32 @@ def command(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             print(steps)
             return None
         except (ValueError, Diverged, InstantiationException) as error:
-            cause = error.__cause__ if isinstance(error, InstantiationException) else error
-            expected = isinstance(cause, ValueError | Diverged)
+            message = _message(error)
             sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
-            if sweeps or not expected or "HYDRA_FULL_ERROR" in os.environ:
+            if sweeps or message is None or "HYDRA_FULL_ERROR" in os.environ:
                 raise
-            raise SystemExit(f"{Path(sys.argv[0]).stem}: {cause}") from None
+            raise SystemExit(f"{Path(sys.argv[0]).stem}: {message}") from None
 
     return wrapped
+
+
+def _message(error: Exception) -> str | None:
+    """What is wrong with the input; None where it is not the input that is wrong."""
+    if not isinstance(error, InstantiationException):
+        return str(error)
+    cause = error.__cause__
+    if isinstance(cause, ValueError | Diverged):
+        return str(cause)
+    pattern = r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'"
+    unknown = re.search(pattern, str(cause))
+    group = re.search(r"full_key: (\S+)", str(error))
+    if not isinstance(cause, TypeError) or unknown is None or group is None:
+        return None
+    key = f"{group[1]}.{unknown[2]}"
+    return (
+        f"{unknown[1]} has no setting {unknown[2]!r}, which this command or its preset gives: take "
+        f"it out with '~{key}'"
+    )
 
 
 def open_run(cfg: DictConfig, accelerator: Accelerator) -> Path:

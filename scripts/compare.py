@@ -6,6 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from supernet.report.edf import write_edf
+from supernet.report.page import percent
 from supernet.report.progress import write_progress
 from supernet_scripts.common import command
 
@@ -21,11 +22,11 @@ def _main(cfg: DictConfig) -> None:
         return
     page, rows = write_progress(list(cfg.runs), cfg.output)
     for row in rows:
-        spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
+        spread = "" if row["std"] is None else f" ± {percent(row['std'])}"
         oracle = ", oracle" if row["oracle"] else ""
         print(
-            f"{row['name']}: {row['mean']:.2f}{spread}% (n={row['n']}{oracle}) after "
-            f"{row['evaluations']} evaluations, {row['seconds']:.3g} s"
+            f"{row['name']}: {percent(row['mean'])}{spread}{row['unit']} (n={row['n']}{oracle}) "
+            f"after {row['evaluations']} evaluations, {row['seconds']:.3g} s"
         )
     print(f"report: {page}")
 

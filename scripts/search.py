@@ -131,7 +131,15 @@ def make_estimator(cfg: DictConfig, strategy: Strategy) -> Estimator | None:
     estimator: Estimator | None = given and instantiate(given, _convert_="all")
     if isinstance(strategy, Trials):
         strategy.check(estimator)
-    elif estimator is not None:
+        return estimator
+    bounds = {key: cfg.get(key) for key in ("num_evaluations", "max_seconds")}
+    if cfg.search_baseline == "none" and any(value is not None for value in bounds.values()):
+        given = ", ".join(f"{key}={value}" for key, value in bounds.items() if value is not None)
+        raise ValueError(
+            f"{given} would be ignored: {type(strategy).__name__} tries no architectures one by "
+            "one, and trains for strategy.epochs"
+        )
+    if estimator is not None:
         raise ValueError(
             f"an estimator judges single architectures, which {type(strategy).__name__} does not "
             "try: leave estimator= out, or choose another strategy (strategy=random)"

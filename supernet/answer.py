@@ -55,8 +55,8 @@ class Answer(ABC):
             Infeasible: there is none.
         """
 
-    def binds(self, budget: float | None) -> bool:
-        """Whether the budget keeps from what would be best without one.
+    def binds(self, budget: float | None) -> bool | None:
+        """Whether the budget keeps from what would be best without one; None where nobody knows.
 
         Raises:
             Infeasible: nothing costs so little.
@@ -164,6 +164,11 @@ class BestRanked(Answer):
         best = min(within, key=lambda r: (r["rank_value"], r["loss"], r["candidate"]))
         return self.space.architecture(best["architecture"])
 
+    def binds(self, budget: float | None) -> bool | None:
+        if budget is not None and all(record["cost"] <= budget for record in self.ranked):
+            return None  # nothing dearer was tried
+        return super().binds(budget)
+
     def _holds(self, options: Mapping[str, str], but: Collection[Architecture]) -> bool:
         architecture = self.space.architecture(options)
         # a space may be restricted further once the search is done
@@ -218,5 +223,5 @@ class Refined(Answer):
             return self.refined.best(budget, but)
         return self.probable.best(budget, but)
 
-    def binds(self, budget: float | None) -> bool:
+    def binds(self, budget: float | None) -> bool | None:
         return self.probable.binds(budget)

@@ -110,7 +110,7 @@ def resolve(
         "predicted_ms": predicted_ms,
         "uncalibrated_ms": target.add_up and target.add_up(found),
         "measured_ms": measured and asdict(measured),
-        "binding": budget is not None and (answer.binds(budget) or found != answer.best(None)),
+        "binding": found != answer.best(None) or answer.binds(budget),
         "attempts": attempts,
         "accuracy": accuracy,
         "judged_by": judge.name,
@@ -142,7 +142,7 @@ def summary(result: dict[str, Any]) -> str:
     if result["measured_ms"] is not None:
         parts.append(f"measured {result['measured_ms']['median_ms']:.4g} ms")
     if result["budget"] is not None:
-        binds = "" if result["binding"] else " (not binding)"
+        binds = " (not binding)" if result["binding"] is False else ""
         parts.insert(0, f"budget {result['budget']:.4g} {cost['unit']}{binds}")
     for name, limit in result["limits"].items():
         parts.append(f"{name} {limit['derived']:.4g} of {limit['limit']:.4g} {limit['unit']}")

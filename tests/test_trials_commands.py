@@ -71,8 +71,11 @@ def test_a_score_is_no_percentage(commands: Any, tmp_path: Path) -> None:
     [
         (["strategy=random"], "needs an estimator .*: estimator=from_scratch"),
         (["strategy=random", "estimator=zero_cost"], "would never end: set num_evaluations"),
-        (["strategy=random", "num_evaluations=0", "estimator=zero_cost"], "must be above 0; got 0"),
+        (["strategy=random", "num_evaluations=0", "estimator=zero_cost"], "number above 0; got 0"),
         (["strategy=first_order", "estimator=zero_cost"], "FirstOrder does not try: leave"),
+        (["num_evaluations=4"], "num_evaluations=4 would be ignored: FirstOrder tries no"),
+        (["strategy=random", "num_evaluations=2", "estimator=zero_cost", "+estimator.steps=3"],
+         "ZeroCost has no setting 'steps', .*: take it out with '~estimator.steps'"),
         (["strategy=random", "estimator=table", "num_evaluations=2"], "needs estimator.path=FILE"),
         (["strategy=bayesian", "strategy.sampler=Magic", "estimator=zero_cost",
           "num_evaluations=2"], "sampler='Magic' is none of Optuna's samplers; valid: .*TPE"),

@@ -49,8 +49,10 @@ class FromScratch(Estimator):
             )
         given = {"epochs": epochs, "steps": steps, "num_images": num_images}
         for name, value in given.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"estimator.{name} must be above 0; got {value}")
+            kinds = int | float if name == "epochs" else int
+            if value is not None and not (isinstance(value, kinds) and value > 0):
+                what = "a number" if name == "epochs" else "a whole number"
+                raise ValueError(f"estimator.{name} must be {what} above 0; got {value!r}")
         self.recipe, self.num_images, self.settings = recipe, num_images, settings
         self.epochs, self.steps = epochs, steps
 

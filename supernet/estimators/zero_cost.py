@@ -19,6 +19,8 @@ from supernet.recipe import seeded
 from supernet.space import SearchSpace
 from supernet.strategies.base import Problem, Run
 
+LEAST = math.log(math.ulp(0.0))  # in place of log 0: that of the least number above 0
+
 
 def synflow(network: Network, images: Tensor, labels: Tensor) -> float:
     """log of sum |w * dR/dw|, R the output for ones with all weights made positive (Tanaka et al.
@@ -65,6 +67,11 @@ def naswot(network: Network, images: Tensor, labels: Tensor) -> float:
 
     kinds = (nn.ReLU, nn.ReLU6)
     handles = [m.register_forward_hook(add) for m in network.modules() if isinstance(m, kinds)]
+    if not handles:
+        raise ValueError(
+            "estimator.proxy=naswot counts ReLUs, and this network has none: choose synflow, "
+            "grad_norm, params or macs"
+        )
     try:
         network.train()
         network(images)
@@ -127,4 +134,5 @@ class ZeroCost(Estimator):
         return self._of(PROXIES[self.proxy](network, self.images, self.labels))
 
     def _of(self, score: float) -> Estimate:
+        score = score if math.isfinite(score) else LEAST  # where no signal goes through
         return Estimate(score, -score)

@@ -38,10 +38,10 @@ def comparison_table(run_dirs: Sequence[str | os.PathLike[str]]) -> list[dict[st
 
     Returns:
         {"job", "overrides": {key: value} that are not the same in all jobs, "status": "done" or
-        "failed", "why" (of a failure), "unit", "budget", "predicted", "predicted_ms",
-        "measured_ms" (median), "accuracy" (percent, in the search), "benchmark" (percent, of the
-        benchmark table), "test_accuracy" (percent, derived and retrained), "objective",
-        "seconds"}; what a job does not know is None.
+        "failed", "why" (of a failure), "judge" (of "accuracy"), "unit", "budget", "predicted",
+        "predicted_ms", "measured_ms" (median), "accuracy" (percent, in the search), "benchmark"
+        (percent, of the benchmark table), "test_accuracy" (percent, derived and retrained),
+        "objective", "seconds"}; what a job does not know is None.
     """
     folders, names, overrides = [], [], []
     for folder in map(Path, run_dirs):
@@ -120,6 +120,7 @@ def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
         text += "\n\n" + _text(group_columns, group_cells)
         write_json(folder / "comparison_over_seeds.json", groups)
     failed = sum(row["status"] == "failed" for row in table)
+    judges = dict.fromkeys(row["judge"] for row in table if row["judge"])
     page = render(
         "comparison.html.j2",
         title=f"Sweep {folder.resolve().name}",
@@ -127,14 +128,14 @@ def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
         columns=columns,
         rows=[{"cells": line, "failed": row["status"] == "failed"}
               for line, row in zip(cells, table, strict=True)],
-        caption="Only the overrides that differ between the jobs are shown. Search accuracy is on "
-        "the architecture half with inherited weights (of a random search: after the short "
-        "training); test accuracy is that of the derived network after retraining.",
+        caption="Only the overrides that differ between the jobs are shown. Search accuracy is by "
+        + (" or ".join(judges) or "what judged in the search")
+        + "; test accuracy is that of the derived network after retraining.",
         group_columns=group_columns,
         group_rows=group_cells,
         group_caption="Mean and standard deviation of jobs that differ in nothing but the seed; n "
-        "is their number. Search accuracies of a search and of a random search are of weights "
-        "trained in different ways: compare the other columns.",
+        "is their number. Search accuracies by different judges are not comparable: compare the "
+        "other columns.",
         zip=zip,
     )  # fmt: skip
     write_json(folder / "comparison.json", table)
@@ -144,16 +145,16 @@ def write_comparison(sweep_dir: str | os.PathLike[str]) -> str:
 
 
 def overrides_of(folder: Path) -> dict[str, str]:
-    """A job's command line: "+a.b=1" is {"a.b": "1"}."""
+    """A job's command line, but for its being resumed: "+a.b=1" is {"a.b": "1"}."""
     path = folder / ".hydra" / "overrides.yaml"
     lines = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else []
     pairs = (str(line).partition("=") for line in lines or ())
-    return {key.lstrip("+"): value for key, _, value in pairs}
+    return {key.lstrip("+"): value for key, _, value in pairs if key != "resume"}
 
 
 def _outcome(folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(
-        ("why", "unit", "budget", "predicted", "predicted_ms", "measured_ms", "accuracy",
+        ("why", "judge", "unit", "budget", "predicted", "predicted_ms", "measured_ms", "accuracy",
          "benchmark", "test_accuracy", "objective", "seconds")
     )  # fmt: skip
     try:
@@ -164,6 +165,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
     for key in ("budget", "predicted", "predicted_ms", "accuracy", "objective"):
         row[key] = result.get(key)
     row["unit"] = result.get("cost", {}).get("unit")
+    row["judge"] = result.get("judged_by")
     measured = result.get("measured_ms")
     row["measured_ms"] = measured and measured["median_ms"]
     row["seconds"] = _seconds(result.get("seconds"))

@@ -34,12 +34,18 @@ def read_values(folder: Path, of: str) -> list[float]:
     Raises:
         ValueError: it judged none, or its records do not have it.
     """
-    records = [r for r in read_journal(folder / "metrics.jsonl") if "judge" in r]
+    journal = read_journal(folder / "metrics.jsonl")
+    records = [r for r in journal if r["phase"] == "rank" and "judge" in r]
     if not records:
         raise ValueError(
             f"{folder} judged no architectures one by one: sample a space by strategy=random"
         )
     if of == ERROR:
+        if not records[0]["unit"]:
+            raise ValueError(
+                f"{folder} was judged by {records[0]['judge']}, which is no accuracy and has no "
+                "error: sample with estimator=from_scratch, shared_weights or table"
+            )
         return [100 - record["accuracy"] for record in records]
     if of not in records[0]["costs"]:
         raise ValueError(

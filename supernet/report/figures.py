@@ -95,7 +95,8 @@ def curvature(records: Sequence[Record]) -> str:
 def ranking(
     records: Sequence[Record], chosen: Record, budget: float | None, cost: str, unit: str
 ) -> str:
-    """Accuracy against cost of the candidates that were ranked; the chosen one stands out."""
+    """Accuracy (or score) against cost of the candidates that were ranked; the chosen one stands
+    out."""
     figure = new_figure(3.6)
     axes = figure.add_subplot()
     axes.scatter(
@@ -108,7 +109,8 @@ def ranking(
     )  # fmt: skip
     if budget is not None:
         axes.axvline(budget, color=PAGE["ink"], linestyle="--", linewidth=1.2, label="budget")
-    axes.set(xlabel=f"{cost} ({unit})", ylabel="accuracy (%)")
+    score = chosen.get("unit", "%") == ""
+    axes.set(xlabel=f"{cost} ({unit})", ylabel="score" if score else "accuracy (%)")
     axes.xaxis.set_major_formatter(_number(chosen["cost"]))
     axes.legend(loc="best")
     return svg(figure, "ranking")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None) -> str:
     """A percentage with two decimals; a dash for None."""
     return "–" if value is None else f"{value:.2f}"
+
+
+def scale(units: Iterable[str]) -> str:
+    """What axes and columns say of accuracies in "%", of scores without a unit, or of both."""
+    kinds = {*units}
+    return "%" if "" not in kinds else "score" if len(kinds) == 1 else "% or score"
 
 
 def target_text(target: Target) -> str:

@@ -89,14 +89,15 @@ def write_pareto(
                 number(result["budget"]),
                 number(result["predicted"]),
                 number(measured),
-                "yes" if result["binding"] else "no",
+                {True: "yes", False: "no", None: "–"}[result["binding"]],
                 percent(result["accuracy"]),
                 " ".join(result["architecture"].values()),
             ]
         )
+    judges = " or ".join(dict.fromkeys(result["judged_by"] for result in results))
     caption = (
-        "Accuracy on the architecture half with weights inherited from the supernet, batch "
-        "norms recalibrated: what ranks networks of one search, not what retraining gives."
+        f"Accuracy in the search, by {judges}: what ranks networks of one search, not what "
+        "retraining gives."
     )
     note = ""
     if front is not None:

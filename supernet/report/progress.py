@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from supernet.files import write_json, write_text
 from supernet.outcome import RANDOM_SEARCH
 from supernet.report.comparison import overrides_of
-from supernet.report.page import number, percent, render
+from supernet.report.page import number, percent, render, scale
 from supernet.report.style import new_figure, styled, svg
 from supernet.tracking import read_journal
 
@@ -34,6 +34,7 @@ class Course:
         seconds: that the search had taken by then.
         oracle: whether it was judged by the truth.
         judge: what the accuracies are of.
+        unit: of them; none of scores.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Course:
     seconds: tuple[float, ...]
     oracle: bool
     judge: str
+    unit: str = "%"
 
 
 def read_courses(folders: Sequence[str | os.PathLike[str]]) -> list[Course]:
@@ -109,7 +111,7 @@ def read_course(folder: Path, name: str) -> Course:
             best.append(best[-1] if best else math.nan)
     seconds = tuple(spent[record["step"]] for record in records)
     first = records[0]
-    return Course(name, tuple(best), seconds, first["oracle"], first["judge"])
+    return Course(name, tuple(best), seconds, first["oracle"], first["judge"], first["unit"])
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def summarise(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "mean_at_equal_seconds": _known(one.at[:, -1].mean()),
             "oracle": one.courses[0].oracle,
             "judge": one.courses[0].judge,
+            "unit": one.courses[0].unit,
         })  # fmt: skip
     return rows
 
@@ -183,7 +186,8 @@ def draw(groups: Sequence[Group]) -> str:
         evaluations = np.arange(1, one.after.shape[1] + 1)
         _band(left, evaluations, one.after, colour, one.name)
         _band(right, one.times, one.at, colour, one.name)
-    left.set(xlabel="evaluations", ylabel="best so far (%)")
+    unit = scale(course.unit for one in groups for course in one.courses)
+    left.set(xlabel="evaluations", ylabel=f"best so far ({unit})")
     right.set(xlabel="seconds")
     left.legend(loc="lower right")
     return svg(figure, "progress")
@@ -212,6 +216,7 @@ def write_progress(
     title = "Best so far"
     if any(row["oracle"] for row in rows):
         title += " (oracle: judged by the benchmark's table)"
+    unit = scale(row["unit"] for row in rows)
     lengths = {len(course.best) for course in courses}
     cut = f"; the longest made {max(lengths)}" if len(lengths) > 1 else ""
     page = render(
@@ -219,18 +224,18 @@ def write_progress(
         title=title,
         subtitle=f"{len(courses)} searches, {rows[0]['evaluations']} evaluations each{cut}",
         figure=draw(groups),
-        caption="Accuracy of the best architecture so far, by "
+        caption="The best architecture so far, by "
         + " or ".join(dict.fromkeys(row["judge"] for row in rows))
         + ": mean and quartiles over seeds. All searches are cut where the shortest one ends.",
-        columns=["", "n", "mean (%)", "deviation", "quartiles (%)", "seconds",
-                 "mean at equal seconds (%)"],
+        columns=["", "n", f"mean ({unit})", "deviation", f"quartiles ({unit})", "seconds",
+                 f"mean at equal seconds ({unit})"],
         rows=[
             [row["name"] + (" (oracle)" if row["oracle"] else ""), str(row["n"]),
              percent(row["mean"]), percent(row["std"]), " / ".join(map(percent, row["quartiles"])),
              number(row["seconds"]), percent(row["mean_at_equal_seconds"])]
             for row in rows
         ],
-        note="Accuracies of different judges are not comparable."
+        note="What different judges say is not comparable."
         if len({row["judge"] for row in rows}) > 1 else "",
     )  # fmt: skip
     path = Path(output) / "progress.html"

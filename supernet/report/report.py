@@ -113,11 +113,12 @@ def _probabilities(run: Run) -> Section:
         return Section("probabilities", title, tuple(found))
     if run.ranked:
         best = _best_ranked(run)
+        found_in_it = percent(best["accuracy"]) + best.get("unit", "%")
         figure = figures.ranking(run.ranked, best, run.budget, *run.cost)
         caption = (
             f"This method has no logits: it judges single networks instead. Each point is one of "
             f"{len(run.ranked)} candidates, judged {_how_judged(best)}; the star is the one "
-            f"chosen, {percent(best['accuracy'])}% at {number(best['cost'])} {run.cost[1]}."
+            f"chosen, {found_in_it} at {number(best['cost'])} {run.cost[1]}."
         )
         found = [Figure(figure, caption), *_progress(run)]
         return Section("probabilities", "Ranking of candidates", tuple(found))

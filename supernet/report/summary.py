@@ -93,7 +93,7 @@ def _search_cards(run: Run) -> list[Card]:
     note = "no budget was set"
     if run.budget:
         note = f"{100 * predicted / run.budget:.1f}% of the budget"
-        note += "" if result["binding"] else ", which does not bind"
+        note += ", which does not bind" if result["binding"] is False else ""
     if (plain := result["uncalibrated_ms"]) is not None and name == "latency":
         note += f"; {number(plain)} ms before calibration"
     found = [
@@ -107,9 +107,8 @@ def _search_cards(run: Run) -> list[Card]:
         if predicted_ms:
             note += f", {100 * (measured['median_ms'] / predicted_ms - 1):+.1f}% from predicted"
         found.append(Card("Measured latency", number(measured["median_ms"]), "ms", note))
-    note = result.get("judged_by", "inherited weights")
-    note = note if result.get("oracle") else f"architecture half, {note}"
-    unit = result.get("accuracy_unit", "%")
+    note, unit = result.get("judged_by", "inherited weights"), result.get("accuracy_unit", "%")
+    note = f"architecture half, {note}" if unit and not result.get("oracle") else note
     title = "Accuracy in the search" if unit else "Score in the search"
     return [*found, Card(title, percent(result["accuracy"]), unit, note)]
 

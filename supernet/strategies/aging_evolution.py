@@ -35,6 +35,10 @@ class AgingEvolution(Trials):
                 raise ValueError(f"strategy.{name} must be 1 or more; got {value}")
         self.population, self.sample_size = population, sample_size
 
+    @property
+    def num_first(self) -> int:
+        return self.population
+
     def propose(self, problem: Problem, generator: torch.Generator) -> Proposals:
         variation = Variation(problem, generator)
         alive: deque[Trial] = deque(maxlen=self.population)

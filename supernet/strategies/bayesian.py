@@ -26,7 +26,8 @@ class Bayesian(Trials):
     Each gene is a categorical parameter. Where the space's constraints tie choices together, the
     ways to settle such a group (`SearchSpace.ways`) are one parameter, so that what is asked for
     is valid. What is outside budget and limits is told as failed, and judged by nobody. After ten
-    suggestions in a row that are out of bounds or known already, one is drawn at random.
+    suggestions in a row that are out of bounds or known already, architectures are drawn at random
+    until one is new.
 
     Args:
         sampler: name of a class of `optuna.samplers`.
@@ -55,13 +56,14 @@ class Bayesian(Trials):
         while True:
             asked: list[tuple[OptunaTrial, Architecture]] = []
             while len(asked) < problem.accelerator.num_processes:
-                if idle and idle % PATIENCE == 0:
+                if idle >= PATIENCE:
                     study.enqueue_trial(parameters.of(sampler.sample(generator)))
                 trial = study.ask()
                 architecture = parameters.suggest(trial)
-                idle = idle + 1 if architecture in known else 0
+                feasible = problem.is_feasible(architecture)
+                idle = 0 if feasible and architecture not in known else idle + 1
                 known.add(architecture)
-                if problem.is_feasible(architecture):
+                if feasible:
                     asked.append((trial, architecture))
                 else:
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -80,7 +82,8 @@ class Bayesian(Trials):
             return getattr(optuna.samplers, self.sampler)(seed=seed, **self.settings)
         except TypeError as error:
             raise ValueError(
-                f"strategy.settings={self.settings} is refused by {self.sampler}: {error}"
+                f"strategy.settings={self.settings} is refused by {self.sampler}: {error}; take a "
+                "setting out with '~strategy.settings.NAME'"
             ) from error
 
 

@@ -21,7 +21,8 @@ class Drawn(NamedTuple):
         genes: option by gene.
         log_prob: of all of them together; a scalar, as the others.
         entropy: of the distributions they were drawn from, summed.
-        skip_kl: KL divergence of the skip decisions from their rate, summed.
+        skip_kl: KL divergence of the skip decisions from their rate, summed over those of a layer;
+            the mean over layers that have any.
     """
 
     genes: dict[str, str]
@@ -140,7 +141,7 @@ class _Walk:
         self.genes: dict[str, str] = {}
         self.log_probs: list[Tensor] = []
         self.entropies: list[Tensor] = []
-        self.skip_kls: list[Tensor] = []
+        self.skip_kls: list[list[Tensor]] = []  # by layer
         self.states: dict[str, Tensor] = {}  # at each gene that is no skip
         self.skipping: Tensor | None = None  # state at the present layer's skips
         self.read: list[Tensor] = []  # states of the layers that it reads
@@ -164,20 +165,21 @@ class _Walk:
     def skip(self, gene: Choice) -> None:
         if self.skipping is None:
             self.skipping = self.step()
+            self.skip_kls.append([])
         anchor = self.states[self.controller.anchors[gene.name]]
         both = self.controller.previous(anchor) + self.controller.current(self.skipping)
         query = self.controller.vector(torch.tanh(both))[0]
         log_p = torch.log_softmax(self.controller.squash(torch.cat([-query, query])), dim=0)
         rate = log_p.new_tensor([1 - self.controller.skip_rate, self.controller.skip_rate])
-        self.skip_kls.append((log_p.exp() * (log_p - rate.log())).sum())
+        self.skip_kls[-1].append((log_p.exp() * (log_p - rate.log())).sum())
         if self._decide(gene, torch.cat([-query, query])) == 1:
             self.read.append(anchor)
 
     def _end_skips(self) -> None:
-        """The next input is the mean state of the layers that are read."""
+        """The next input is the sum of the states that are read, over one more than they are."""
         if self.skipping is not None:
-            states: list[Tensor] = self.read or [self.controller.start]
-            self.input = torch.stack(states).mean(dim=0)
+            zero = torch.zeros_like(self.skipping)
+            self.input = torch.stack([zero, *self.read]).mean(dim=0)
             self.skipping, self.read = None, []
 
     def _decide(self, gene: Choice, logits: Tensor) -> int:
@@ -194,7 +196,8 @@ class _Walk:
 
     def drawn(self) -> Drawn:
         zero = self.controller.start.new_zeros(())
-        kl = torch.stack(self.skip_kls).sum() if self.skip_kls else zero
+        layers = [torch.stack(layer).sum() for layer in self.skip_kls]
+        kl = torch.stack(layers).mean() if layers else zero
         return Drawn(
             self.genes, torch.stack(self.log_probs).sum(), torch.stack(self.entropies).sum(), kl
         )

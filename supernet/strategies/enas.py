@@ -30,7 +30,7 @@ class ENAS(FirstOrder):
     the controller draws are ranked on the whole half.
 
     In the warm-up paths are uniform and the controller rests. Draws outside the space's
-    constraints, budget or limits have the reward 0 and train no weights.
+    constraints, budget or limits are rewarded as `Reinforce` says, and train no weights.
 
     Args:
         controller: its settings, and how it learns.
@@ -38,10 +38,15 @@ class ENAS(FirstOrder):
         settings: as `FirstOrder`.
     """
 
-    sums_costs = False
+    sums_costs = mixes = False
 
     def __init__(self, *, controller: Reinforce, controller_steps: int, **settings: Any) -> None:
         super().__init__(**settings)
+        if self.ranking is None:
+            raise ValueError(
+                "strategy=enas ranks what its controller draws in the end: strategy.ranking "
+                "cannot be null"
+            )
         if controller_steps < 1:
             raise ValueError(
                 f"strategy.controller_steps must be 1 or more; got {controller_steps}"
@@ -71,8 +76,7 @@ class ENAS(FirstOrder):
             for _ in range(self.controller_steps):
                 drawn = [policy.draw() for _ in range(self.controller.batch)]
                 worth = [self._reward(state, one) for one in drawn]
-                policy.update(drawn, worth)
-                rewards += worth
+                rewards += policy.update(drawn, worth)
                 entropy = float(sum(one.entropy.detach() for one in drawn)) / len(drawn)
                 bar.update()
         return {
@@ -107,11 +111,12 @@ class ENAS(FirstOrder):
             "samples within them"
         )
 
-    def _reward(self, state: SearchState, drawn: Drawn) -> float:
+    def _reward(self, state: SearchState, drawn: Drawn) -> float | None:
+        """None of what is outside constraints, budget or limits."""
         problem = state.problem
         architecture = problem.space.decode(drawn.genes)
         if not problem.is_feasible(architecture):
-            return 0.0
+            return None
         images, labels = state.arch_stream.next()
         weights = one_hot(architecture, problem.space.choices)
         with torch.no_grad(), problem.accelerator.autocast():

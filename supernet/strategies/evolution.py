@@ -53,6 +53,10 @@ class Evolution(Trials):
         self.num_mutations, self.num_crossovers = num_mutations, num_crossovers
         self.mutation_prob = mutation_prob
 
+    @property
+    def num_first(self) -> int:
+        return self.population
+
     def propose(self, problem: Problem, generator: torch.Generator) -> Proposals:
         variation = Variation(problem, generator)
         seen: dict[Architecture, None] = {}

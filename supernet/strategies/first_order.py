@@ -188,7 +188,7 @@ class FirstOrder(Strategy):
         searching_steps = (self.epochs - self.warmup_epochs) * num_steps
         state.problem.objective.num_steps = max(1, searching_steps // self.arch_every)
         scheduler, _ = create_scheduler_v2(
-            state.weight_optimizer.optimizer, num_epochs=self.epochs, **self.scheduler
+            state.weight_optimizer.optimizer, **{"num_epochs": self.epochs, **self.scheduler}
         )
         first = state.step // num_steps
         # Making a scheduler resets the rate, and there may be no epoch left that sets it.

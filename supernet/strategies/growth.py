@@ -55,6 +55,26 @@ def expand(cells: Iterable[Cell], num_operations: int) -> list[Cell]:
     return list(found)
 
 
+def options(space: BlockSpace, cell: Cell) -> dict[str, str]:
+    """By choice; of a cell of fewer blocks than the space's, those it has."""
+    (kind,) = space.kinds
+    return {
+        f"{kind}_{state}_{name}": f"{source}_{space.operations[operation]}"
+        for state, block in enumerate(cell, NUM_INPUTS)
+        for name, (source, operation) in zip(SIDES, block, strict=True)
+    }
+
+
+def allows(space: BlockSpace, cell: Cell) -> bool:
+    """Whether a cell with too few blocks holds nothing that is excluded."""
+    found = options(space, cell).items()
+    return space.excluded.isdisjoint(found) and all(
+        sum(rule.terms.get(pair, 0.0) for pair in found) <= rule.upper
+        for rule in space.constraints
+        if min(rule.terms.values(), default=0.0) >= 0
+    )
+
+
 class Growth:
     """The cells of a problem, as architectures of as many blocks as they have."""
 
@@ -62,42 +82,23 @@ class Growth:
         space = problem.space
         assert grows(space), space.id
         self.problem, self.space, self.num_blocks = problem, space, space.num_blocks
-        (self.kind,) = space.kinds
         self._space = cache(lambda num_blocks: space.resettled({"num_blocks": num_blocks}))
 
-    def options(self, cell: Cell) -> dict[str, str]:
-        """By choice."""
-        return {
-            f"{self.kind}_{state}_{name}": f"{source}_{self.space.operations[operation]}"
-            for state, block in enumerate(cell, NUM_INPUTS)
-            for name, (source, operation) in zip(SIDES, block, strict=True)
-        }
-
     def architecture(self, cell: Cell) -> Architecture:
-        if len(cell) == self.num_blocks:
-            return self.space.architecture(self.options(cell))
-        return self._space(len(cell)).architecture(self.options(cell))
+        whole = len(cell) == self.num_blocks
+        space = self.space if whole else self._space(len(cell))
+        return space.architecture(options(self.space, cell))
 
     def fits(self, cell: Cell) -> bool:
         """Whether the cell is within budget and limits or, with too few blocks, may yet be."""
         if len(cell) == self.num_blocks:
             return self.problem.is_feasible(self.architecture(cell))
-        options, objective = self.options(cell), self.problem.objective
+        found, objective = options(self.space, cell), self.problem.objective
         costs = [(limit.cost, limit.upper) for limit in self.problem.limits]
         if objective.budget is not None:
             costs.append((self.problem.cost, objective.budget))
-        return (
-            self.space.excluded.isdisjoint(options.items())
-            and all(
-                sum(rule.terms.get(pair, 0.0) for pair in options.items()) <= rule.upper
-                for rule in self.space.constraints
-                if min(rule.terms.values(), default=0.0) >= 0
-            )
-            and all(
-                _least(cost, options) <= upper
-                for cost, upper in costs
-                if isinstance(cost, AdditiveCost)
-            )
+        return allows(self.space, cell) and all(
+            _least(cost, found) <= upper for cost, upper in costs if isinstance(cost, AdditiveCost)
         )
 
 

@@ -16,7 +16,7 @@ from supernet.estimators.base import Estimator
 from supernet.space import SearchSpace
 from supernet.spaces.block_cell import NUM_INPUTS
 from supernet.strategies.base import Problem
-from supernet.strategies.growth import Cell, Growth, expand, grows
+from supernet.strategies.growth import Cell, Growth, allows, expand, grows
 from supernet.strategies.surrogate import Surrogate
 from supernet.strategies.trials import Note, Proposals, Trial, Trials
 
@@ -70,7 +70,7 @@ class Progressive(Trials):
                 "strategy=progressive grows one kind of cell whose blocks add two sides, and "
                 f"{space.id} is not made of such: choose space=pnas"
             )
-        first = len(expand([()], len(space.operations)))
+        first = sum(allows(space, cell) for cell in expand([()], len(space.operations)))
         least = first + (space.num_blocks - 2) * self.beam + 1 if space.num_blocks > 1 else 1
         if self.num_evaluations is not None and self.num_evaluations < least:
             raise ValueError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor
 
+from supernet.choice import Architecture
 from supernet.space import SearchSpace
 from supernet.strategies.base import Problem
 from supernet.strategies.controller import Controller, Drawn, Squash
@@ -20,8 +21,8 @@ class Reinforce(Trials):
     the gradient is the mean of (R - b) grad log p, with b a moving average of the rewards
     (Williams 1992; Zoph & Le 2017, section 3.2).
 
-    An architecture outside the space's constraints, budget or limits has the reward 0 without
-    being judged.
+    An architecture outside the space's constraints, budget or limits is not judged; its reward is
+    0, or the least of all so far where objectives give negative ones.
 
     Args:
         batch: architectures for each update of the controller.
@@ -62,8 +63,15 @@ class Reinforce(Trials):
         for name, rate in (("baseline_decay", baseline_decay), ("skip_rate", skip_rate)):
             if not 0 < rate < 1:
                 raise ValueError(f"strategy.{name} must be between 0 and 1; got {rate}")
-        if temperature <= 0:
-            raise ValueError(f"strategy.temperature must be above 0; got {temperature}")
+        for name, scale in {
+            "temperature": temperature, "power": power,
+            "tanh_constant": 1.0 if tanh_constant is None else tanh_constant,
+        }.items():  # fmt: skip
+            if scale <= 0:
+                raise ValueError(f"strategy.{name} must be above 0; got {scale}")
+        for name, weight in {"entropy_weight": entropy_weight, "skip_weight": skip_weight}.items():
+            if weight < 0:
+                raise ValueError(f"strategy.{name} must be 0 or more; got {weight}")
         self.batch, self.optimizer, self.power = batch, dict(optimizer), power
         self.hidden, self.num_layers, self.shared = hidden, num_layers, shared
         self.squash = Squash(temperature, tanh_constant)
@@ -94,12 +102,12 @@ class Reinforce(Trials):
             drawn = [policy.draw() for _ in range(self.batch)]
             found = [problem.space.decode(one.genes) for one in drawn]
             feasible = [a for a in found if problem.is_feasible(a)]
-            worth = {}
+            worth: dict[Architecture, float] = {}
             if feasible:
                 trials = yield feasible
                 worth = {t.architecture: self.reward(t.reward) for t in trials}
             failures = 0 if feasible else failures + len(drawn)
-            policy.update(drawn, [worth.get(a, 0.0) for a in found])
+            policy.update(drawn, [worth.get(a) for a in found])
 
     def reward(self, value: float) -> float:
         """Of a trial's, which is the accuracy in percent or less."""
@@ -122,6 +130,7 @@ class Policy:
 
     Attributes:
         baseline: moving average of the rewards; None before the first.
+        least: of all rewards so far, 0 included.
     """
 
     def __init__(
@@ -130,13 +139,20 @@ class Policy:
         self.settings, self.controller, self.generator = settings, controller, generator
         self.optimizer = create_optimizer_v2(list(controller.parameters()), **settings.optimizer)
         self.baseline: float | None = None
+        self.least = 0.0
 
     def draw(self, generator: torch.Generator | None = None) -> Drawn:
         drawn: Drawn = self.controller(generator or self.generator)
         return drawn
 
-    def update(self, drawn: list[Drawn], rewards: list[float]) -> None:
-        """One step, by what each draw was worth."""
+    def update(self, drawn: list[Drawn], worth: Sequence[float | None]) -> list[float]:
+        """One step, by what each draw was worth; None for what could not be judged.
+
+        Returns:
+            The reward of each.
+        """
+        self.least = min(self.least, *(reward for reward in worth if reward is not None), 0.0)
+        rewards = [self.least if reward is None else reward for reward in worth]
         mean = sum(rewards) / len(rewards)
         baseline = mean if self.baseline is None else self.baseline
         self.optimizer.zero_grad()
@@ -144,6 +160,7 @@ class Policy:
         self.optimizer.step()
         decay = self.settings.baseline_decay
         self.baseline = decay * baseline + (1 - decay) * mean
+        return rewards
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -151,10 +168,11 @@ class Policy:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "baseline": self.baseline,
+            "least": self.least,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.controller.load_state_dict(state["controller"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.baseline = state["baseline"]
+        self.baseline, self.least = state["baseline"], state["least"]

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
 
 from supernet.answer import Answer, BestTried
 from supernet.choice import Architecture
+from supernet.derive import Infeasible
 from supernet.estimators.base import Estimate, Estimator
 from supernet.strategies.base import Problem, Run, Strategy, rank_record
 
@@ -79,8 +81,10 @@ class Trials(Strategy):
     ) -> None:
         bounds = {"num_evaluations": num_evaluations, "seconds": seconds}
         for name, value in bounds.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"strategy.{name} must be above 0; got {value}")
+            kinds = int | float if name == "seconds" else int
+            if value is not None and not (isinstance(value, kinds) and value > 0):
+                what = "a number" if name == "seconds" else "a whole number"
+                raise ValueError(f"strategy.{name} must be {what} above 0; got {value!r}")
         self.num_evaluations, self.seconds = num_evaluations, seconds
 
     @abstractmethod
@@ -105,7 +109,18 @@ class Trials(Strategy):
             )
         if self.num_evaluations is None and self.seconds is None and not self.is_finite:
             raise ValueError(f"{name} would never end: set num_evaluations or max_seconds")
+        if self.num_evaluations is not None and self.num_evaluations <= self.num_first:
+            log.warning(
+                "%s draws its first %d architectures at random, and no more than %d are judged: "
+                "lower strategy.population, or raise num_evaluations",
+                name, self.num_first, self.num_evaluations,
+            )  # fmt: skip
         return estimator
+
+    @property
+    def num_first(self) -> int:
+        """How many architectures are proposed before what was judged decides."""
+        return 0
 
     @property
     def is_finite(self) -> bool:
@@ -122,21 +137,11 @@ class Trials(Strategy):
             problem, run, estimator, list(saved.get("ranked", [])), saved.get("num_notes", 0)
         )
         proposals = known.take_notes(self.propose(problem, make_generator(problem.seed)))
-        with run.progress(self.num_evaluations or 0, 0, type(self).__name__) as bar:
-            wanted, repeats = next(proposals), 0
-            while not self._is_over(known, run):
-                new = known.new(wanted)
-                if self.num_evaluations is not None:
-                    new = new[: self.num_evaluations - known.count]
-                for _ in known.judge(new):
-                    bar.update()
-                repeats = 0 if new else repeats + 1
-                if known.new(wanted) or repeats == MAX_REPEATS:
-                    break
-                try:
-                    wanted = proposals.send([known.trials[a] for a in wanted])
-                except StopIteration:
-                    break
+        name = type(self).__name__
+        with run.progress(self.num_evaluations or 0, 0, name) as bar:
+            in_full = self._try(proposals, known, run, bar)
+        if run.main and not in_full and not self.is_finite:
+            log.warning("%s ended early: nothing that it proposed any more was new", name)
         run.save(known.state_dict())
         answer = self.answer(problem, known.state_dict())
         if run.main:
@@ -144,13 +149,49 @@ class Trials(Strategy):
             best = min(whole, key=lambda r: (r["rank_value"], r["loss"]))
             log.info(
                 "%s: %d architectures judged by %s; %s has %.4g",
-                type(self).__name__, len(known.records), estimator.judge,
+                name, len(known.records), estimator.judge,
                 " ".join(best["architecture"].values()), best["accuracy"],
             )  # fmt: skip
         return answer
 
     def answer(self, problem: Problem, state: Mapping[str, Any]) -> Answer:
         return BestTried(problem.space, state["ranked"], problem.limits)
+
+    def _try(
+        self,
+        proposals: Generator[Sequence[Architecture], Sequence[Trial], None],
+        known: _Known,
+        run: Run,
+        bar: tqdm[Any],
+    ) -> bool:
+        """Judge what is proposed; gives whether one of the bounds was reached.
+
+        Raises:
+            Infeasible: nothing is proposed.
+        """
+        wanted, repeats = next(proposals, None), 0
+        if wanted is None:
+            raise Infeasible(
+                f"{type(self).__name__} proposed no architecture within the space's constraints, "
+                "budget and limits: raise the budget, or use strategy=evolution, which samples "
+                "within them"
+            )
+        while not self._is_over(known, run):
+            new = known.new(wanted)
+            if self.num_evaluations is not None:
+                new = new[: self.num_evaluations - known.count]
+            for _ in known.judge(new):
+                bar.update()
+            repeats = 0 if new else repeats + 1
+            if known.new(wanted):
+                return True
+            if repeats == MAX_REPEATS:
+                return False
+            try:
+                wanted = proposals.send([known.trials[a] for a in wanted])
+            except StopIteration:
+                return False
+        return True
 
     def _is_over(self, known: _Known, run: Run) -> bool:
         """The same in all processes."""

@@ -64,7 +64,7 @@ class Variation:
         return self._within(lambda: self._change(parent, [pick(self._free, self.generator)]))
 
     def mutate(self, parent: Architecture, probability: float) -> Architecture:
-        """Draw each gene anew with a probability (Guo et al. 2020, section 3.3)."""
+        """Give each gene another option with a probability (Guo et al. 2020, section 3.3)."""
 
         def change() -> Architecture | None:
             drawn = torch.rand(len(self._free), generator=self.generator) < probability

@@ -125,6 +125,14 @@ def test_the_first_ranked_one_within_the_budget() -> None:
             answer.best(0.5)
 
 
+def test_whether_a_budget_binds_is_unknown_where_nothing_dearer_was_ranked() -> None:
+    ranked = [record(0, cost=5.0, value=10.0), record(1, cost=3.0, value=20.0)]
+    answer = BestRanked(SPACE, ranked)
+    assert [answer.binds(b) for b in (None, 7.0, 5.0, 4.0)] == [False, None, None, True]
+    answer = BestRanked(SPACE, [record(0, cost=3.0, value=10.0), record(1, cost=5.0, value=20.0)])
+    assert answer.binds(4.0) is False
+
+
 @pytest.mark.parametrize("priced", [False, True])
 def test_where_no_refined_one_is_within_a_budget_the_most_probable_one_is(priced: bool) -> None:
     scores, cost = draw(0)

@@ -13,7 +13,8 @@ def make_run(folder: Path, accuracies: list[float], seed: int, space: str) -> Pa
     text = f"- space={space}\n- seed={seed}\n- run_dir={folder}\n"
     (folder / ".hydra" / "overrides.yaml").write_text(text)
     records = [
-        {"phase": "rank", "judge": "x", "accuracy": a, "costs": {"macs": 2 * a}} for a in accuracies
+        {"phase": "rank", "judge": "x", "unit": "%", "accuracy": a, "costs": {"macs": 2 * a}}
+        for a in accuracies
     ]
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / "metrics.jsonl").write_text(lines)
@@ -45,3 +46,19 @@ def test_what_the_records_do_not_have_is_refused(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="judged no architectures one by one"):
         read_values(run, "error")
+
+
+def test_cells_with_too_few_blocks_are_not_of_the_space(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", [90, 80], 0, "pnas")
+    part = {"phase": "part", "judge": "x", "unit": "%", "accuracy": 20}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(part) + "\n")
+    assert read_values(run, "error") == [10, 20] and read_values(run, "macs") == [180, 160]
+
+
+def test_scores_have_no_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", [900], 0, "wide")
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().replace('"%"', '""'))
+    with pytest.raises(ValueError, match="judged by x, which is no accuracy and has no error"):
+        read_values(run, "error")
+    assert read_values(run, "macs") == [1800]

@@ -18,7 +18,7 @@ def make_run(folder: Path, accuracies: list[float], pace: float, **given: Any) -
     oracle = bool(given.get("oracle"))
     records = [
         {"step": n, "phase": "rank", "accuracy": a, "rank_value": -a, "judge": "x",
-         "oracle": oracle}
+         "oracle": oracle, "unit": given.get("unit", "%")}
         for n, a in enumerate(accuracies, 1)
     ]  # fmt: skip
     times = [{"step": n, "epoch": 0, "seconds": n * pace} for n in range(1, len(records) + 1)]
@@ -63,6 +63,13 @@ def test_the_best_is_so_by_the_ranking_of_the_search(tmp_path: Path) -> None:
     assert course.best == (70, 60)
 
 
+def test_a_search_that_was_resumed_is_one_of_its_seeds(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", [70, 80], 1.0, strategy="random", seed=0)
+    make_run(tmp_path / "1", [60, 90], 1.0, strategy="random", seed=1, resume="true")
+    (one,) = group(read_courses([tmp_path]))
+    assert len(one.courses) == 2
+
+
 def test_the_random_search_of_a_search_stands_beside_it(tmp_path: Path) -> None:
     make_run(tmp_path / "run", [70, 80], 1.0, strategy="evolution")
     make_run(tmp_path / "run" / "random_search", [60, 65], 1.0)
@@ -105,3 +112,13 @@ def test_a_search_that_has_judged_parts_alone_has_no_best_yet(tmp_path: Path) ->
     path, rows = write_progress([tmp_path], tmp_path / "page")
     assert [row["mean"] for row in rows] == [None, 20] and rows[0]["quartiles"] == [None] * 3
     assert "NaN" not in path.with_suffix(".json").read_text()
+
+
+def test_scores_are_no_percentages(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [700, 800], 1.0, strategy="random", unit="")
+    page, rows = write_progress([tmp_path], tmp_path / "out")
+    assert "mean (score)" in page.read_text() and "%" not in page.read_text().split("<body")[1]
+    assert rows[0]["unit"] == ""
+    make_run(tmp_path / "b", [70, 80], 1.0, strategy="grid")
+    page, _ = write_progress([tmp_path], tmp_path / "out")
+    assert "best so far (% or score)" in page.read_text()

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from supernet.data.digits import Digits
 from supernet.engine import make_accelerator
+from supernet.estimators import zero_cost
 from supernet.estimators.zero_cost import ZeroCost, grad_norm, naswot, synflow
 from supernet.mixed_ops.softmax import Softmax
 from supernet.objective import TaskOnly
@@ -107,3 +108,17 @@ def test_networks_without_any_flow_come_last() -> None:
     network = make_network()
     nn.init.zeros_(network[4].weight)
     assert synflow(network, *images()) == -math.inf
+
+
+def test_scores_are_finite_numbers_whatever_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON and controllers know no others."""
+    estimator, cell = prepared("synflow"), SPACE.sample(torch.Generator().manual_seed(0))
+    for score in (-math.inf, math.inf, math.nan):
+        monkeypatch.setitem(zero_cost.PROXIES, "synflow", lambda *_, score=score: score)
+        found = estimator.estimate(cell)
+        assert found.accuracy == -found.loss == pytest.approx(-744.44, abs=0.01)
+
+
+def test_a_network_without_relus_has_none_to_count() -> None:
+    with pytest.raises(ValueError, match="counts ReLUs, and this network has none: choose synflow"):
+        naswot(nn.Sequential(nn.Flatten(), nn.SiLU()), *images())  # type: ignore[arg-type]

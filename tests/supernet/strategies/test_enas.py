@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from supernet.derive import Infeasible
 from supernet.mixed_ops.base import one_hot
 from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.single_path import SinglePath
+from supernet.objective import Product
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.controller import Drawn
 from supernet.strategies.enas import ENAS
@@ -46,6 +48,8 @@ def test_another_mixed_op_is_refused(make_enas: Any, make_problem: Any, make_run
         make_enas().search(make_problem(OneShot(0.1)), make_run())
     with pytest.raises(ValueError, match=r"controller_steps must be 1 or more; got 0"):
         make_enas(controller_steps=0)
+    with pytest.raises(ValueError, match=r"strategy\.ranking cannot be null"):
+        make_enas(ranking=None)
 
 
 def test_the_controller_learns_and_the_weights_follow_it(
@@ -99,6 +103,38 @@ def test_a_reward_is_the_accuracy_on_a_batch_and_leaves_the_weights(
         assert torch.equal(parameter, before[name]) and parameter.grad is None
 
 
+def test_a_reward_is_what_the_objective_makes_of_accuracy_and_cost(
+    make_enas: Any, make_problem: Any
+) -> None:
+    rewards = []
+    for beta in (0.0, -0.5):
+        problem: Problem = make_problem(SinglePath(), share=1.0)
+        product = Product(target=1.0, alpha=beta, beta=beta, cost="macs")
+        problem = replace(problem, objective=product)
+        strategy = make_enas(batch_size=30)
+        state = strategy.start(problem)
+        problem.supernet.train()
+        drawn = state.parts["policy"].draw()
+        rewards.append(strategy._reward(state, drawn))
+    cost = problem.cost.of(problem.space.decode(drawn.genes))
+    assert rewards[1] == pytest.approx(rewards[0] * cost**-0.5) and rewards[0] > 0
+
+
+def test_what_is_ranked_does_not_depend_on_what_was_drawn_before(
+    make_enas: Any, make_problem: Any, make_run: Any
+) -> None:
+    """Else a search that goes on within its ranking would rank others."""
+    strategy = make_enas()
+    state = strategy.start(make_problem(SinglePath(), share=1.0))
+    ranked = []
+    for name in ("first", "second"):
+        state.ranked.clear()
+        strategy.rank(state, make_run(name))
+        ranked.append([record["architecture"] for record in state.ranked])
+        state.parts["policy"].draw()
+    assert ranked[0] == ranked[1] and len(ranked[0]) == 4
+
+
 def test_what_is_over_the_budget_is_neither_trained_nor_ranked(
     make_enas: Any, make_problem: Any, make_run: Any
 ) -> None:
@@ -114,7 +150,7 @@ def test_what_is_over_the_budget_is_neither_trained_nor_ranked(
         one for one in iter(policy.draw, None)
         if not problem.is_feasible(problem.space.decode(one.genes))
     )  # fmt: skip
-    assert strategy._reward(state, over) == 0.0
+    assert strategy._reward(state, over) is None
     run: Run = make_run()
     answer = strategy.search(make_problem(SinglePath(), share=0.8), run)
     ranked = [r for r in read_journal(run.folder / "metrics.jsonl") if r["phase"] == "rank"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from itertools import permutations, product
 from typing import Any
@@ -327,6 +328,19 @@ def test_what_it_cannot_do_is_refused_before_anything_is_judged(
     assert judge.asked == []
     answer = make_search(47, epochs=2).search(make_case(judge), make_run())
     assert num_blocks_of(answer.best(None)) == 3
+
+
+def test_cells_that_are_excluded_need_no_evaluations(make_case: Any, make_run: Any) -> None:
+    case = make_case(judge := Sum())
+    name = case.space.operations[0]
+    case.space.exclude([f"*={source}_{name}" for source in range(2)])
+    with pytest.raises(ValueError, match=r": (\d+) have one") as error:
+        make_search(1, epochs=2).search(case, make_run())
+    match = re.search(r": (\d+) have one.* to (\d+) or more", str(error.value))
+    assert match is not None
+    make_search(int(match[2]), epochs=2).search(case, make_run())
+    sizes = [num_blocks_of(architecture) for architecture in judge.asked]
+    assert sizes.count(1) == int(match[1]) < 36
 
 
 def test_a_search_that_ends_too_early_says_so(make_case: Any, make_run: Any) -> None:

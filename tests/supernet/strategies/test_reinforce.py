@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from torch import Tensor
 from supernet.choice import Choice
 from supernet.estimators.base import Estimate, Estimator
 from supernet.spaces.nasbench201 import NasBench201
-from supernet.strategies import trials
+from supernet.strategies import reinforce, trials
+from supernet.strategies.base import Problem
 from supernet.strategies.controller import Controller, Squash
-from supernet.strategies.reinforce import Reinforce
+from supernet.strategies.reinforce import Policy, Reinforce
+from supernet.strategies.trials import Trial
 
 GENES = (
     Choice("a", ("x", "y")),
@@ -118,6 +121,52 @@ def test_skips_are_decided_by_attention() -> None:
     assert joined.skip_kl.item() == pytest.approx(divergence)
 
 
+def test_divergences_are_summed_over_a_layer_and_averaged_over_layers() -> None:
+    """A layer of one skip, and one of two."""
+    controller = make_controller()
+    whole = {"a": "y", "b": "x", "b_reads_a": "join", "c": "q", "c_reads_a": "cut"}
+    changes = {"b_reads_a": "cut"}, {"c_reads_a": "join"}, {"c_reads_b": "cut"}
+    whole["c_reads_b"] = "join"
+    found = controller(genes=whole)
+
+    def p_join(change: Mapping[str, str]) -> float:
+        """With all before it as they are; what comes after it differs, and is left out."""
+        (name,) = change
+        upto = list(whole).index(name) + 1
+        probabilities = {"join": 0.0, "cut": 0.0}
+        for genes in every(GENES):
+            if list(genes.items())[: upto - 1] == list(whole.items())[: upto - 1]:
+                probabilities[genes[name]] += controller(genes=genes).log_prob.exp().item()
+        return probabilities["join"] / sum(probabilities.values())
+
+    first, *second = (
+        p * math.log(p / 0.4) + (1 - p) * math.log((1 - p) / 0.6) for p in map(p_join, changes)
+    )
+    assert found.skip_kl.item() == pytest.approx((first + sum(second)) / 2)
+
+
+def test_after_skips_comes_the_sum_of_what_is_read_over_one_more() -> None:
+    controller = make_controller(GENES[:4], {"b_reads_a": "a"})
+    zero = torch.zeros(1, 5, dtype=torch.float64)
+    for option in ("join", "cut"):
+        state = [(zero, zero), (zero, zero)]
+
+        def step(x: Tensor, state: list[tuple[Tensor, Tensor]] = state) -> Tensor:
+            for index, cell in enumerate(controller.cells):
+                state[index] = cell(x, state[index])
+                x = state[index][0]
+            return x
+
+        first = step(controller.start)
+        step(controller.embeddings[0](torch.tensor([0])))
+        step(controller.embeddings[0](torch.tensor([0])))
+        last = step(first / 2 if option == "join" else zero)
+        expected = torch.log_softmax(SQUASH(controller.heads[1](last)[0]), dim=0)
+        genes = {"a": "x", "b": "x", "b_reads_a": option}
+        p, q = (controller(genes={**genes, "c": c}).log_prob for c in ("p", "q"))
+        assert (p - q).item() == pytest.approx((expected[0] - expected[1]).item())
+
+
 def reward_of(genes: Mapping[str, str]) -> float:
     return (sum(map(ord, "".join(genes.values()))) % 7) / 7
 
@@ -167,6 +216,15 @@ def test_the_loss_has_entropy_and_divergence_by_their_weights() -> None:
     entropy = sum(one.entropy.item() for one in drawn) / 2
     divergence = sum(one.skip_kl.item() for one in drawn) / 2
     assert (whole - plain).item() == pytest.approx(-0.3 * entropy + 0.7 * divergence)
+
+
+def test_expected_entropies_of_the_steps_make_that_of_all_sequences() -> None:
+    controller = make_controller()
+    found = [controller(genes=genes) for genes in every(GENES)]
+    log_p = [one.log_prob.item() for one in found]
+    expected = -sum(math.exp(x) * x for x in log_p)
+    total = sum(math.exp(x) * one.entropy.item() for x, one in zip(log_p, found, strict=True))
+    assert total == pytest.approx(expected)
 
 
 def test_entropy_is_that_of_the_distributions() -> None:
@@ -236,11 +294,59 @@ def test_what_is_not_feasible_has_no_reward_and_is_learned_to_be_avoided(
         ({"baseline_decay": 1.0}, "strategy.baseline_decay must be between 0 and 1; got 1.0"),
         ({"skip_rate": 0.0}, "strategy.skip_rate must be between 0 and 1; got 0.0"),
         ({"temperature": 0.0}, "strategy.temperature must be above 0; got 0.0"),
+        ({"tanh_constant": -1.0}, "strategy.tanh_constant must be above 0; got -1.0"),
+        ({"power": -1.0}, "strategy.power must be above 0; got -1.0"),
+        ({"skip_weight": -0.1}, "strategy.skip_weight must be 0 or more; got -0.1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_strategy(**changes)
+
+
+def test_nothing_is_worth_less_than_what_is_infeasible() -> None:
+    """Objectives that rank by a loss give negative rewards."""
+    space = NasBench201(in_chans=1, img_size=8)
+    policy, other = (make_strategy().policy(space, torch.Generator()) for _ in range(2))
+
+    def update(policy: Policy, *worth: float | None) -> list[float]:
+        return policy.update([policy.draw() for _ in worth], worth)
+
+    assert update(policy, None, 0.2, 0.3) == [0.0, 0.2, 0.3]
+    assert update(policy, -0.02, None, -0.03) == [-0.02, -0.03, -0.03]
+    assert update(policy, None, None) == [-0.03, -0.03]
+    other.load_state_dict(policy.state_dict())
+    assert update(other, None, 0.1) == [-0.03, 0.1]
+
+
+def test_the_baseline_is_a_moving_average_that_begins_with_the_first_rewards() -> None:
+    policy = make_strategy().policy(NasBench201(in_chans=1, img_size=8), torch.Generator())
+    found = []
+    for worth in ([0.2, 0.4], [0.6], [0.0, 1.0]):
+        policy.update([policy.draw() for _ in worth], worth)
+        found.append(policy.baseline)
+    assert found == pytest.approx([0.3, 0.9 * 0.3 + 0.1 * 0.6, 0.9 * 0.33 + 0.1 * 0.5])
+
+
+def test_the_controller_is_told_of_each_draw_and_gives_up_where_none_in_a_row_is_feasible(
+    make_tried: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second draw is infeasible; then all are."""
+    monkeypatch.setattr(reinforce, "MAX_REPEATS", 6)
+    told: list[list[float | None]] = []
+    monkeypatch.setattr(Policy, "update", lambda self, drawn, worth: told.append(worth))
+    left = iter([True, False] * 20 + [False] * 40)
+    monkeypatch.setattr(Problem, "is_feasible", lambda *_: next(left))
+    space = NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1)
+    problem = make_tried(estimator=OneBest(), space=space, share=1.0)
+    proposals = make_strategy(batch=4).propose(problem, torch.Generator())
+    wanted, count = next(proposals), 0
+    with suppress(StopIteration):
+        while True:
+            count += 1
+            wanted = proposals.send([Trial(a, 50.0, 50.0) for a in wanted])
+    assert count == 10 and told[:10] == [[0.5, None, 0.5, None]] * 10
+    assert told[10:] == [[None] * 4] * 2  # eight draws
 
 
 def test_rewards_are_shares_of_accuracy() -> None:

@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 
 import supernet_conf
 from supernet.answer import Answer
+from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
+from supernet.derive import Infeasible
 from supernet.estimators.base import Estimate, Estimator
 from supernet.space import SearchSpace
 from supernet.spaces.darts import Darts
@@ -23,7 +25,7 @@ from supernet.spaces.enas_micro import ENASMicro
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.spaces.pnas import PNAS
-from supernet.strategies import trials
+from supernet.strategies import bayesian, trials
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.random_search import RandomSearch
 from supernet.strategies.trials import Proposals, Trials
@@ -183,9 +185,10 @@ def test_each_goes_on_where_it_was_interrupted(
     again = make_run("cut", resume=True)
     assert search(again).best(None) == best
     assert counts[1].asked == counts[0].asked[stop_at:]
-    for file in ("metrics.jsonl", "checkpoint/search.safetensors"):
-        one, other = ((run.folder / file).read_bytes() for run in (whole, again))
-        assert file != "metrics.jsonl" or one == other
+    one, other = ((run.folder / "metrics.jsonl").read_bytes() for run in (whole, again))
+    assert one == other
+    one, other = (load_checkpoint(run.checkpoint)["search"] for run in (whole, again))
+    assert one == other
     search(make_run("cut", resume=True))
     assert counts[2].asked == []
 
@@ -218,6 +221,36 @@ def test_each_ends_where_there_is_nothing_else(
     assert len(set(count.asked)) == len(count.asked) and set(count.asked) <= within
     # the one converges, the other proposes what its score likes best
     assert name in ("reinforce", "random_prefiltered") or set(count.asked) == within
+
+
+def test_suggestions_that_are_all_out_of_bounds_give_way_to_a_draw(
+    make_tried: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimiser that never comes upon the few that are within the budget."""
+    problem = make_tried(estimator=Count(), share=0.8)
+    worst = max((problem.space.sample(torch.Generator().manual_seed(n)) for n in range(50)),
+                key=problem.cost.of)  # fmt: skip
+    assert not problem.is_feasible(worst)
+    real = bayesian._Parameters.suggest
+    calls = []
+
+    def suggest(self: Any, trial: Any) -> Architecture:
+        calls.append(found := real(self, trial))
+        return found if len(calls) % (bayesian.PATIENCE + 1) == 0 else worst
+
+    monkeypatch.setattr(bayesian._Parameters, "suggest", suggest)
+    make("bayesian", 2).search(problem, make_run())
+    assert len(problem.estimator.asked) == 2 and len(calls) >= 2 * (bayesian.PATIENCE + 1)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "grid"])
+def test_a_search_without_one_proposal_says_so(
+    name: str, make_tried: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_tried(estimator=Count(), share=0.8)
+    monkeypatch.setattr(Problem, "is_feasible", lambda *_: False)
+    with pytest.raises(Infeasible, match="proposed no architecture within the space's constraints"):
+        make(name, 3).search(problem, make_run())
 
 
 class Twice(Trials):
