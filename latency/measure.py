@@ -145,8 +145,8 @@ def networks_of(
     """The networks among the samples, at the table's speed."""
     if not 1 / SLOWER < speed < SLOWER:
         log.warning(
-            "the device is %.2f times as fast as when the table was measured; latencies of whole "
-            "networks are given at the table's speed",
+            "the device is %.2f times as fast as when the first latencies were measured; those of "
+            "whole networks are given at the speed that it had then",
             speed,
         )
     found = []

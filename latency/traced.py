@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 
 import torch
@@ -17,10 +18,26 @@ UNITS = {"macs": "MACs", "params": "parameters", "peak_memory": "bytes"}
 Shape = tuple[int, int, int, int]
 
 
-class TracedCost:
-    """Multiply-accumulates of one image, parameters or peak memory, exactly, of any space.
+class SingleCost(ABC):
+    """A cost of which an integer program learns nothing but which architecture is out."""
 
-    An integer program learns nothing of it but which architecture is out.
+    def __init__(self, name: str, unit: str) -> None:
+        self.name, self.unit = name, unit
+
+    @abstractmethod
+    def of(self, architecture: Architecture) -> float:
+        """The cost of one architecture."""
+
+    def rows(self, upper: float) -> list[LinearConstraint]:
+        return []
+
+    def cut(self, architecture: Architecture, upper: float) -> LinearConstraint:
+        """Forbids one architecture."""
+        return Membership([architecture]).cut(architecture, upper)
+
+
+class TracedCost(SingleCost):
+    """Multiply-accumulates of one image, parameters or peak memory, exactly, of any space.
 
     Args:
         name: "macs", "params" or "peak_memory".
@@ -32,7 +49,7 @@ class TracedCost:
     def __init__(
         self, name: str, num_classes: int, input_shape: Shape, dtype: str = "float32"
     ) -> None:
-        self.name, self.unit = name, UNITS[name]
+        super().__init__(name, UNITS[name])
         self.num_classes, self.input_shape = num_classes, input_shape
         self.itemsize = getattr(torch, dtype).itemsize
 
@@ -42,13 +59,6 @@ class TracedCost:
         if self.name == "macs":
             return _macs(architecture, self.num_classes, self.input_shape)
         return _peak(architecture, self.num_classes, self.input_shape) * self.itemsize // 4
-
-    def rows(self, upper: float) -> list[LinearConstraint]:
-        return []
-
-    def cut(self, architecture: Architecture, upper: float) -> LinearConstraint:
-        """Forbids one architecture."""
-        return Membership([architecture]).cut(architecture, upper)
 
 
 def _network(architecture: Architecture, num_classes: int) -> Network:

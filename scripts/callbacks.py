@@ -48,8 +48,9 @@ class MultirunCallback(Callback):
             if needs_table(cfg) and cfg.latency.table is None:
                 data = instantiate(cfg.data)
                 space = make_space(cfg, data)
-                measured = measure_space(cfg, data, space, with_table=True)
-                validate_if_new(cfg, measured, space)
+                if space.additive:
+                    measured = measure_space(cfg, data, space, with_table=True)
+                    validate_if_new(cfg, measured, space)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

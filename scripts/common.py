@@ -32,6 +32,7 @@ from supernet.network import Network
 from supernet.objective import Objective
 from supernet.space import SearchSpace
 
+NETWORKS = "network_latencies.jsonl"  # of spaces whose costs are no sums
 UNSAVED = ("resume", "run_dir", "hydra", "benchmark")  # may differ when a run is resumed
 
 
@@ -105,7 +106,8 @@ def _check_folder(cfg: DictConfig, folder: Path) -> None:
         if cfg.resume and not named:
             raise ValueError("resume=true needs run_dir=FOLDER, the run to continue")
         if path.exists() and OmegaConf.load(path) != config:
-            (folder / "latency_table.json").unlink(missing_ok=True)  # of another target, perhaps
+            for name in ("latency_table.json", NETWORKS):  # of another target, perhaps
+                (folder / name).unlink(missing_ok=True)
         write_text(path, OmegaConf.to_yaml(config))
         return
     if not cfg.resume:

@@ -15,12 +15,14 @@ from latency.runner import Plan
 from latency.sites import Site, trace_architecture
 from latency.table import Calibration, LatencyTable, Measurement, Target
 from latency.traced import TracedCost
+from latency.whole import WholeLatency
 from supernet.choice import Architecture
 from supernet.limits import Cost, Limit
 from supernet.network import Network
 from supernet.objective import Objective
 from supernet.outcome import OnTarget
 from supernet.space import SearchSpace
+from supernet_scripts.common import NETWORKS
 
 FEW, NUM_COPIES = 4, 4  # up to so many networks are timed in so many copies each
 NUM_ANCHORS = 8  # networks of the calibration that are measured beside others
@@ -35,6 +37,7 @@ class Measured:
         compiled: what compiled networks run besides; empty where the runtime compiles no graphs.
         num_classes: of the networks.
         plan, network_plan: of measuring operations, and whole networks.
+        whole: latency of networks that no table tells (`measure_whole`).
         cached: file that keeps the table among others, where it came from the cache.
     """
 
@@ -47,6 +50,27 @@ class Measured:
     network_plan: Plan
     table: LatencyTable | None = None
     cached: Path | None = None
+    whole: WholeLatency | None = None
+
+    def measure_whole(self, space: SearchSpace, folder: Path, main: bool = True) -> None:
+        """Where costs are not additive: have networks measured as they are asked for, and kept in
+        a run folder.
+
+        Raises:
+            ValueError: the target is not at hand, or a latency table is given.
+        """
+        if not self.is_here:
+            raise ValueError(
+                f"{space.id} has no latency table, as a layer's cost depends on several choices "
+                "at once: each network is measured when the search comes upon it, which backend "
+                f"{type(self.backend).__name__} cannot do here; give a budget and limits of macs, "
+                "params or peak_memory (objective.cost=params)"
+            )
+
+        def measure(architecture: Architecture) -> float:
+            return self.networks(space, [architecture], copies=1)[0].measurement.median_ms
+
+        self.whole = WholeLatency(space, measure, folder / NETWORKS, main)
 
     @property
     def needed(self) -> list[Site]:
@@ -76,9 +100,16 @@ class Measured:
         return trace_architecture(space, architecture, self.num_classes, shape, compiled)
 
     def networks(
-        self, space: SearchSpace, architectures: Sequence[Architecture]
+        self,
+        space: SearchSpace,
+        architectures: Sequence[Architecture],
+        copies: int | None = None,
     ) -> list[MeasuredNetwork]:
-        """Measure whole networks, at the table's speed where there is one; a few more carefully."""
+        """Measure whole networks, at the table's speed where there is one.
+
+        Args:
+            copies: of each network; by default more of a few networks.
+        """
         return measure_networks(
             [space.build_network(a, self.num_classes) for a in architectures],
             self.backend,
@@ -87,7 +118,7 @@ class Measured:
             in_chans=space.in_chans,
             reference_ms=None if self.table is None else self.table.reference_ms,
             anchors=self._anchors(space),
-            copies=NUM_COPIES if len(architectures) <= FEW else 1,
+            copies=copies or (NUM_COPIES if len(architectures) <= FEW else 1),
         )
 
     def carefully(
@@ -98,7 +129,11 @@ class Measured:
         return Measurement.mean(measured)
 
     def _anchors(self, space: SearchSpace) -> list[tuple[Network, float]]:
-        """Some networks of the calibration, from the fastest to the slowest."""
+        """Some networks of the calibration, from the fastest to the slowest; where networks are
+        measured as they are asked for, the first of them."""
+        if self.whole is not None and self.whole.first is not None:
+            architecture, ms = self.whole.first
+            return [(space.build_network(architecture, self.num_classes), ms)]
         calibration = self.table and self.table.calibration(space.id, space.settings)
         found = calibration.anchors if calibration else []
         chosen = found[:: max(1, (len(found) - 1) // (NUM_ANCHORS - 1))]
@@ -118,14 +153,24 @@ class Measured:
         def measure(architecture: Architecture) -> Measurement:
             return self.carefully(space, architecture)
 
+        calibration = table.calibration(space.id, space.settings) if table else None
+        predicted = partial(predict, calibration) if table else None
         return OnTarget(
-            partial(predict, table.calibration(space.id, space.settings)) if table else None,
+            predicted if self.whole is None else self.whole.of,
             partial(predict, None) if table else None,
             measure if self.is_here and may_measure else None,
         )
 
     def cost(self, space: SearchSpace, name: str) -> Cost:
         """The cost an objective asks for: latency, macs, params or energy."""
+        if not space.additive and name == "latency":
+            assert self.whole is not None
+            return self.whole
+        if not space.additive and name == "energy":
+            raise ValueError(
+                f"{space.id} has no table of energies, as a layer's cost depends on several "
+                "choices at once: give a budget and limits of latency, macs, params or peak_memory"
+            )
         if not space.additive:
             return self._traced(space, name)
         if name == "latency":
@@ -139,15 +184,17 @@ class Measured:
         return make(space.choices, self.sites, space.excluded)
 
     def costs(self, space: SearchSpace) -> tuple[Cost, ...]:
-        """All costs that objectives can be about, as far as they are known: with a table, latency
-        and energy too."""
+        """All costs that objectives and limits can be about, as far as they are known: latency and
+        energy where they are measured."""
         names = ["macs", "params"]
+        if self.whole is not None:
+            names.append("latency")
         if self.table is not None:
             names.append("latency")
             measured = self.table.measurements
             if all(measured[site.key].energy_mj is not None for site in self.sites):
                 names.append("energy")
-        return tuple(self.cost(space, name) for name in names)
+        return (*(self.cost(space, name) for name in names), self._traced(space, "peak_memory"))
 
     def limits(self, space: SearchSpace, objective: Objective) -> tuple[Limit, ...]:
         """The limits of an objective, on its kinds of cost and on peak memory."""

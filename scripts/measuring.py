@@ -31,14 +31,14 @@ def measure_space(cfg: DictConfig, data: Data, space: SearchSpace, with_table: b
     """Trace the space for `latency.target`; read its table, or measure and cache it.
 
     Raises:
-        ValueError: the table given is for another target, or lacks operations; or costs of the
+        ValueError: the table given is for another target, or lacks operations, or costs of the
             space are not additive, so that no table says what networks of it take.
     """
     backend = make_backend(cfg)
     target = make_target(cfg, backend, data)
     classes, shape = data.info.num_classes, input_shape(space, target)
     if not space.additive:
-        if with_table:
+        if cfg.latency.table is not None:
             check_table(space)
         return Measured([], [], classes, backend, target, *make_plans(cfg))
     supernet = space.build(MixedOp, classes, search=False)  # as it is deployed
@@ -80,8 +80,8 @@ def check_table(space: SearchSpace) -> None:
     if not space.additive:
         raise ValueError(
             f"{space.id} has no latency table: a layer's cost depends on several choices at once, "
-            "so that its operations cannot be listed; give a budget and limits of macs, params or "
-            "peak_memory (objective.cost=params)"
+            "so that its operations cannot be listed; a search with a cost or limit of latency "
+            "measures whole networks as it comes upon them"
         )
 
 
@@ -140,6 +140,11 @@ def warn_unvalidated(measured: Measured, space: SearchSpace) -> None:
 def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) -> Measured:
     """The same for a finished run, with the table in its folder."""
     path = run / "latency_table.json"
+    if not space.additive:
+        measured = measure_space(run_cfg, data, space, with_table=False)
+        if needs_table(run_cfg):
+            measured.measure_whole(space, run)
+        return measured
     own = {"table": str(path), "allow_other_target": True}
     cfg = merged(run_cfg, {"latency": own})
     needed = needs_table(run_cfg) or path.exists()

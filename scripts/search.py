@@ -192,8 +192,10 @@ def _measure(
         cfg = merged(cfg, {"latency": {"table": str(path)}})
     if not needs_table(cfg):
         return measure_space(cfg, data, space, with_table=False)
-    # refused in all processes where the space can have none
-    measured = measure_space(cfg, data, space, with_table=run.main or not space.additive)
+    measured = measure_space(cfg, data, space, with_table=run.main)
+    if not space.additive:
+        measured.measure_whole(space, run.folder, run.main)
+        return measured
     if run.main:
         validate_if_new(cfg, measured, space)
     table = [measured.table.to_dict() if measured.table else None]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from latency.model import AdditiveCost
 from latency.table import Measurement
 from supernet.answer import Answer
 from supernet.choice import Architecture
 from supernet.derive import Infeasible
+from supernet.limits import Cost
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Met:
 def meet(
     answer: Answer,
     budget: float | None,
-    cost: AdditiveCost,
+    cost: Cost,
     predict: Callable[[Architecture], float],
     measure: Callable[[Architecture], Measurement],
 ) -> Met:

@@ -88,7 +88,7 @@ def resolve(
     if target.measure is not None and problem.accelerator.is_main_process:
         if cost.name == "latency":
             assert target.predict is not None
-            met = meet(answer, budget, problem.additive, target.predict, target.measure)
+            met = meet(answer, budget, problem.cost, target.predict, target.measure)
             found, measured = met.best.architecture, met.best.measured
             attempts = [attempt.to_dict() for attempt in met.attempts]
         else:

@@ -608,14 +608,45 @@ def test_a_space_whose_costs_are_no_sums_runs_through(commands: Any, tmp_path: P
     assert best_at_random["macs"] <= result["budget"]
 
 
+@pytest.mark.slow
+def test_networks_are_measured_whole_where_no_table_could_tell(
+    commands: Any, tmp_path: Path
+) -> None:
+    words = [*NAS_RL, "strategy=random", "estimator=zero_cost", "estimator.batch_size=8"]
+    count = ["strategy.num_evaluations=4", "objective.budget_share=0.8", "run_dir=run"]
+    commands.succeed("search", *words, *count, cwd=tmp_path)
+    result = read(tmp_path / "run" / "result.json")
+    assert result["cost"] == {"name": "latency", "unit": "ms"}
+    records = read_journal(tmp_path / "run" / "metrics.jsonl")
+    assert len(records) == 4 and all(r["costs"]["latency"] <= result["budget"] for r in records)
+    known = read_journal(tmp_path / "run" / "network_latencies.jsonl")
+    measured = {tuple(record["architecture"].items()): record["ms"] for record in known}
+    assert len(measured) == len(known) >= 8  # the ends of the space among them
+    assert [measured[tuple(r["architecture"].items())] for r in records] == [
+        r["cost"] for r in records
+    ]
+    assert result["predicted"] == measured[tuple(result["architecture"].items())]
+    assert 0.5 < result["measured_ms"]["median_ms"] / result["predicted"] < 2
+    commands.succeed("derive", "run=run", "output=again", f"budget_ms={result['predicted']}",
+                     cwd=tmp_path)  # fmt: skip
+    assert read_journal(tmp_path / "run" / "network_latencies.jsonl")[: len(known)] == known
+
+
 @pytest.mark.parametrize(
     ("command", "settings", "message"),
     [
         ("search", ["objective=none", "objective.cost=macs"], "FirstOrder needs the expected cost"),
         (
             "search",
-            ["strategy=random", "strategy.num_evaluations=1", "estimator=from_scratch"],
-            "NasRL has no latency table",
+            ["strategy=random", "strategy.num_evaluations=1", "estimator=from_scratch",
+             "backend=bundle"],
+            "each network is measured when the search comes upon it, which backend Bundle cannot",
+        ),
+        (
+            "search",
+            ["strategy=random", "strategy.num_evaluations=1", "estimator=from_scratch",
+             "objective.cost=energy"],
+            "NasRL has no table of energies",
         ),
         ("measure", ["output=table.json"], "NasRL has no latency table"),
     ],

@@ -44,6 +44,7 @@ def test_two_processes_train_other_networks_side_by_side_as_one_would_all(tmp_pa
         found += [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
     alone, first, second = found
     assert alone == first == second and len(alone["ranked"]) == 3
+    assert all(r["costs"] == {"latency": r["cost"] / 7} for r in alone["ranked"])
 
 
 @pytest.mark.slow

@@ -231,7 +231,7 @@ def test_networks_are_brought_to_the_speed_of_their_table(
     assert found.speed == pytest.approx(1.05)
     assert not caplog.records
     assert ask(3.0).measurement.median_ms == pytest.approx(15.0)
-    assert "the device is 1.50 times as fast as when the table was measured" in caplog.text
+    assert "the device is 1.50 times as fast as when the first latencies were" in caplog.text
 
 
 def test_the_copies_of_a_network_are_averaged(

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 
 from latency.model import macs_cost
 from latency.sites import trace
+from latency.whole import WholeLatency
+from supernet.choice import Architecture
 from supernet.data.digits import Digits
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
@@ -107,9 +109,17 @@ def main(folder: Path, name: str) -> None:
     if name == "from_scratch":
         estimator = FromScratch(recipe=RECIPE, num_images=60, steps=3)
         strategy = RandomSearch(num_evaluations=3)
+
+
+        def measure(architecture: Architecture) -> float:
+            assert accelerator.is_main_process
+            return cost.of(architecture) / 7
+
+        path, main_process = folder / "known.jsonl", accelerator.is_main_process
         problem = Problem(
-            space, supernet, relaxation, objective, cost, data, accelerator, 0, estimator=estimator
-        )
+            space, supernet, relaxation, objective, cost, data, accelerator, 0,
+            estimator=estimator, costs=(WholeLatency(space, measure, path, main_process),),
+        )  # fmt: skip
         finish({"ranked": strategy.search(problem, run).ranked}, folder, accelerator)
         return
     if name == "shared_weights":
