@@ -119,14 +119,14 @@ class Benchmark:
 def _column(path: str | os.PathLike[str], column: str | None) -> str:
     """The column of the accuracies, from the header."""
     if not Path(path).is_file():
-        raise ValueError(f"benchmark.table={os.fspath(path)!r} is not a file")
+        raise ValueError(f"the benchmark's table {os.fspath(path)!r} is not a file")
     with open(path, encoding="utf-8", newline="") as file:
         header = csv.DictReader(file).fieldnames or ()
     names = [name for name in header if name != "architecture"]
     if len(names) == len(header):
         raise ValueError(f"{path} has no column 'architecture'")
     if column is None and len(names) != 1:
-        raise ValueError(f"{path} has the columns {', '.join(names)}; name one by benchmark.column")
+        raise ValueError(f"{path} has the columns {', '.join(names)}; name one by column=NAME")
     chosen = names[0] if column is None else column
     if chosen not in names:
         raise ValueError(f"{path} has no column {chosen!r}; valid: {', '.join(names) or 'none'}")

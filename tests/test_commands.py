@@ -273,7 +273,7 @@ def test_nasbench_cells_run_through(commands: Any, tmp_path: Path) -> None:
     page = (tmp_path / "run" / "budgets" / "pareto.html").read_text()
     assert "best within budget (%)" in page and page.count("89.0") >= 2
     refused = commands.refuse("derive", "run=run", "benchmark.table=no.csv", cwd=tmp_path)
-    assert "benchmark.table='no.csv' is not a file" in refused
+    assert "benchmark's table 'no.csv' is not a file" in refused
 
 
 CELLS = (
@@ -554,7 +554,7 @@ def test_damaged_files_are_refused(
         (["objective.limits.peak_memory=1"], "peak_memory <= 1 bytes: .* is [0-9]+ bytes and more"),
         (["objective.limits.energy=1"], "'cpu' with runtime 'torch' gave no energy of any oper"),
         (["objective.limits.latency=1"], "latency is objective.cost already"),
-        (["benchmark.table=no.csv"], "benchmark.table='no.csv' is not a file"),
+        (["benchmark.table=no.csv"], "benchmark's table 'no.csv' is not a file"),
         (
             ["search_baseline=random", "+random_estimator.recipe.mixed_precision=bf16"],
             "mixed_precision='bf16' in the recipe of short trainings: .* set precision=bf16",

@@ -71,7 +71,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column 'architecture'"):
         Benchmark.load(write(tmp_path / "b.csv", "a,b\n1,2\n"))
     two = write(tmp_path / "c.csv", "architecture,valid,test\nx,1,2\n")
-    with pytest.raises(ValueError, match="columns valid, test; name one by benchmark.column"):
+    with pytest.raises(ValueError, match="columns valid, test; name one by column=NAME"):
         Benchmark.load(two)
     assert Benchmark.load(two, "test").accuracies == {"x": 2.0}
     with pytest.raises(ValueError, match="no column 'train'; valid: valid, test"):
@@ -87,7 +87,7 @@ def test_before_a_search_only_the_header_is_read(tmp_path: Path) -> None:
     Benchmark.check(path, "test", SPACE)
     with pytest.raises(ValueError, match="no column 'tset'; valid: valid, test"):
         Benchmark.check(path, "tset", SPACE)
-    with pytest.raises(ValueError, match="columns valid, test; name one by benchmark.column"):
+    with pytest.raises(ValueError, match="columns valid, test; name one by column=NAME"):
         Benchmark.check(path, None, SPACE)
     with pytest.raises(ValueError, match="is not a file"):
         Benchmark.check(tmp_path / "none.csv", "test", SPACE)
