@@ -64,9 +64,12 @@ def make_problem(digits: Digits) -> Callable[..., Problem]:
         space = space or MBConv(**SPACE)
         sites = trace_space(space)
         cost = macs_cost(space.choices, sites)
-        others = (params_cost(space.choices, sites), PeakMemory(space, 10, (1, 1, 8, 8)))
+        others = {
+            "params": lambda: params_cost(space.choices, sites),
+            "peak_memory": lambda: PeakMemory(space, 10, (1, 1, 8, 8)),
+        }
         uppers = uppers or {}
-        limits = tuple(Limit(c, uppers[c.name]) for c in others if c.name in uppers)
+        limits = tuple(Limit(others[name](), uppers[name]) for name in others if name in uppers)
         objective = Budget(cost="macs", budget_share=share, limits=uppers)
         objective.prepare(reachable(space, cost), cost.unit)
         return Problem(
