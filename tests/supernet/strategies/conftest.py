@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,16 @@ def digits() -> Digits:
     return Digits(img_size=8, pad=1, train_limit=120)
 
 
-@cache
+SITES: dict[tuple[type[SearchSpace], str], list[Site]] = {}
+
+
 def trace_space(space: SearchSpace) -> list[Site]:
-    return trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
+    """Those of an equal space where there was one before."""
+    key = type(space), space.settings
+    if key not in SITES:
+        supernet = space.build(MixedOp, 10, search=False)
+        SITES[key] = trace(supernet, space.choices, (1, 1, 8, 8))
+    return SITES[key]
 
 
 @pytest.fixture
