@@ -50,10 +50,9 @@ SITES: dict[tuple[type[SearchSpace], str], list[Site]] = {}
 
 
 def trace_space(space: SearchSpace) -> list[Site]:
-    """Those of an equal space where there was one before."""
-    key = type(space), space.settings
+    """Those of an equal space where there was one; random numbers are drawn for it all the same."""
+    supernet, key = space.build(MixedOp, 10, search=False), (type(space), space.settings)
     if key not in SITES:
-        supernet = space.build(MixedOp, 10, search=False)
         SITES[key] = trace(supernet, space.choices, (1, 1, 8, 8))
     return SITES[key]
 
