@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def recipe(module: nn.Module) -> str:
 
 def _arguments(module: nn.Module) -> list[str]:
     cls = type(module)
-    signature = inspect.signature(cls).parameters
+    signature = _signature(cls)
     attributes = {name: value for name, value in vars(module).items() if name not in _INTERNALS}
     if _is_torch(cls):  # the rest is derived from its arguments
         attributes = {name: value for name, value in attributes.items() if name in signature}
@@ -55,6 +56,11 @@ def _arguments(module: nn.Module) -> list[str]:
         if name not in required and not _equal(value, default):
             shown.append(f"{name}={_text(value)}")
     return shown + _tensors(module, set(signature))
+
+
+@functools.cache
+def _signature(cls: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls).parameters
 
 
 def _tensors(module: nn.Module, arguments: set[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -42,7 +43,9 @@ def _isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HYDRA_FULL_ERROR", "1")
         torch.set_num_threads(1)
+        gc.freeze()  # what is imported stays: else each `free_memory` looks through all of it
         yield
+        gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

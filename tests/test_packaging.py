@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ PACKAGES = {
     "supernet": "supernet",
 }
 COMMANDS = ("measure", "validate", "search", "derive", "retrain", "compare")
+LIKE_SEARCH = ("measure", "validate")
 GROUP_CONFIGS = sorted(
     path.relative_to(ROOT / "conf").with_suffix("").as_posix()
     for path in (ROOT / "conf").glob("*/*.yaml")
@@ -109,18 +111,35 @@ def test_hydra_takes_no_prerelease() -> None:
     assert not specifier.contains("1.4.0rc1", prereleases=True)
 
 
-@pytest.mark.parametrize("group_config", GROUP_CONFIGS)
-def test_every_config_composes(group_config: str) -> None:
-    """With each command that has the group; what it instantiates exists."""
+def _check_that_it_composes(group_config: str, commands: tuple[str, ...]) -> int:
+    """With each of the commands that has the group; what it instantiates exists."""
     group, _, name = group_config.rpartition("/")
-    users = [command for command in COMMANDS if group in _groups(command)]
+    users = [command for command in commands if group in _groups(command)]
     if group == "layout":  # each command has its own, and no other fits
         users = [command for command in users if _groups(command)[group] == name]
-    assert users, f"no command has the group {group}"
     for command in users:
         config = _compose(command, [f"{group}={name}"])
         for target in _targets(config):
             get_object(target)
+    return len(users)
+
+
+@pytest.mark.parametrize("group_config", GROUP_CONFIGS)
+def test_every_config_composes(group_config: str) -> None:
+    """With each command that has the group, but for those that have all their groups of search."""
+    commands = tuple(command for command in COMMANDS if command not in LIKE_SEARCH)
+    assert _check_that_it_composes(group_config, commands), "no command has the group"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group_config", GROUP_CONFIGS)
+def test_every_config_composes_with_the_commands_like_search(group_config: str) -> None:
+    _check_that_it_composes(group_config, LIKE_SEARCH)
+
+
+@pytest.mark.parametrize("command", LIKE_SEARCH)
+def test_commands_like_search_have_its_groups(command: str) -> None:
+    assert _groups(command).keys() == _groups("search").keys()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -197,6 +216,7 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
     return config
 
 
+@cache
 def _groups(name: str) -> dict[str, str]:
     """{group: option} of a command's defaults list, and of the configs it is based on."""
     groups: dict[str, str] = {}

@@ -25,8 +25,8 @@ STAGES_32 = [(24, 4, 1), *STAGES_224[1:]]
 
 
 def narrow(stages: list[tuple[int, int, int]], stem_stride: int) -> MBConv:
-    """All 21 blocks at a quarter of the width: what is compared does not depend on it."""
-    stages = [(width // 4, layers, stride) for width, layers, stride in stages]
+    """At a quarter of the width and half the depth: what is compared does not depend on them."""
+    stages = [(width // 4, (layers + 1) // 2, stride) for width, layers, stride in stages]
     return MBConv(stem_chs=8, stem_stride=stem_stride, first_chs=4, stages=stages, head_chs=64)
 
 
@@ -39,15 +39,15 @@ def scaled(*resolutions: float) -> EfficientNetScaling:
 
 FORMS = {  # space, side and number of the images
     "nasbench201": (NasBench201(widths=(8, 16, 32), num_cells=2), 16, 4),
-    "darts": (Darts(width=4, num_cells=4), 16, 4),
+    "darts": (Darts(width=2, num_cells=3), 8, 4),
     "enas_macro": (ENASMacro(width=4, num_layers=6), 16, 4),
     "nas_rl": (NasRL(num_layers=4), 8, 4),
-    "mnasnet": (MnasNet(stem_chs=4, stages=[(4, 1, 1), (8, 2, 2), (8, 3, 1)], head_chs=16), 16, 4),
+    "mnasnet": (MnasNet(stem_chs=4, stages=[(4, 1, 1), (8, 2, 2)], head_chs=16), 16, 4),
     "nas_rl_strides": (NasRL(num_layers=4, strides=True), 8, 4),
     "efficientnet_scaling": (scaled(*(1 + i / 10 for i in range(16))), 16, 4),
     "mbconv_224": (narrow(STAGES_224, stem_stride=2), 64, 4),
     "mbconv_32": (narrow(STAGES_32, stem_stride=1), 32, 4),
-    "spos": (Spos(stem_chs=8, stages=[(16, 3, 2), (24, 2, 1), (40, 2, 2)], head_chs=32), 16, 4),
+    "spos": (Spos(stem_chs=8, stages=[(16, 2, 2), (24, 1, 1), (40, 2, 2)], head_chs=32), 16, 4),
 }
 FULL_FORMS = {
     "nasbench201_full": (NasBench201(), 32, 4),

@@ -7,10 +7,12 @@ the process ends itself by SIGKILL at that moment). The exit code goes out, nega
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -118,10 +120,31 @@ def arm(moment: str, which: int) -> None:
         at_call(holder, name, which)
 
 
+def run(main: Callable[[], None]) -> None:
+    """And end as Python does, but without taking apart all that was imported: seconds a command."""
+    code: object = None
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 Plugins.instance()  # finds them by importing them
 
-if __name__ == "__main__" and (request := serve()) is not None:
+if __name__ == "__main__":
+    request = serve()
+    if request is None:
+        os._exit(0)
     become(request)
     if request["kill"] is not None:
         arm(*request["kill"])
-    MODULES[request["command"]].main()
+    run(MODULES[request["command"]].main)

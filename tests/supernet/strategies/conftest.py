@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,15 @@ def digits() -> Digits:
     return Digits(img_size=8, pad=1, train_limit=120)
 
 
-@cache
+SITES: dict[tuple[type[SearchSpace], str], list[Site]] = {}
+
+
 def trace_space(space: SearchSpace) -> list[Site]:
-    return trace(space.build(MixedOp, 10, search=False), space.choices, (1, 1, 8, 8))
+    """Those of an equal space where there was one; random numbers are drawn for it all the same."""
+    supernet, key = space.build(MixedOp, 10, search=False), (type(space), space.settings)
+    if key not in SITES:
+        SITES[key] = trace(supernet, space.choices, (1, 1, 8, 8))
+    return SITES[key]
 
 
 @pytest.fixture
@@ -64,9 +70,12 @@ def make_problem(digits: Digits) -> Callable[..., Problem]:
         space = space or MBConv(**SPACE)
         sites = trace_space(space)
         cost = macs_cost(space.choices, sites)
-        others = (params_cost(space.choices, sites), PeakMemory(space, 10, (1, 1, 8, 8)))
+        others = {
+            "params": lambda: params_cost(space.choices, sites),
+            "peak_memory": lambda: PeakMemory(space, 10, (1, 1, 8, 8)),
+        }
         uppers = uppers or {}
-        limits = tuple(Limit(c, uppers[c.name]) for c in others if c.name in uppers)
+        limits = tuple(Limit(others[name](), uppers[name]) for name in others if name in uppers)
         objective = Budget(cost="macs", budget_share=share, limits=uppers)
         objective.prepare(reachable(space, cost), cost.unit)
         return Problem(

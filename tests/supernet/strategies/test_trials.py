@@ -36,7 +36,7 @@ SMALL = {
     "aging_evolution": ["population=4", "sample_size=2"],
     "evolution": ["population=4", "num_parents=2", "num_mutations=2", "num_crossovers=1"],
     "evolution_ofa": ["population=4", "num_parents=2", "num_mutations=2", "num_crossovers=2"],
-    "random_prefiltered": ["num_drawn=3"],
+    "random_prefiltered": ["num_drawn=2"],
     "progressive": ["beam=12", "surrogate.epochs=2"],
 }
 
