@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from supernet.estimators.from_scratch import FromScratch
 from supernet.estimators.table import Table
-from supernet.recipe import Recipe
 from supernet.spaces.mbconv import MBConv
 from supernet.spaces.nasbench201 import NasBench201
 from supernet.strategies.base import Run
@@ -42,18 +40,3 @@ def test_what_is_no_table_is_refused_before_the_search(tmp_path: Path) -> None:
     path.write_text(f"architecture,test\n{CELL},87.5\n")
     with pytest.raises(ValueError, match="no notation that a benchmark table could use"):
         prepared(path, MBConv())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, "set one of them, .* epochs=None, steps=None"),
-        ({"epochs": 1, "steps": 1}, "set one of them"),
-        ({"epochs": 0}, "estimator.epochs must be above 0; got 0"),
-        ({"steps": 1, "num_images": 0}, "estimator.num_images must be above 0; got 0"),
-    ],
-)
-def test_trainings_of_no_length_are_refused(changes: dict[str, Any], message: str) -> None:
-    settings = {"recipe": Recipe(epochs=1, batch_size=2), "num_images": 10, **changes}
-    with pytest.raises(ValueError, match=message):
-        FromScratch(**settings)

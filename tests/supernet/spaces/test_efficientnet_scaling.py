@@ -203,6 +203,13 @@ def test_the_ends_frame_all_costs() -> None:
     assert [coefficients(a) for a in free.ends()] == [(1, 1, 1), (2, 1.4, 1.3)]
 
 
+def test_resolutions_are_rounded_to_the_nearest_side() -> None:
+    """Of 257.6 and 291.2."""
+    space = EfficientNetScaling()
+    sides = [space.side({"resolution": option}) for option in ("100%", "115%", "130%")]
+    assert sides == [224, 258, 291]
+
+
 def test_a_network_reads_its_own_resolution() -> None:
     space = EfficientNetScaling(**{**SMALL, "img_size": 32}, resolution=16, phi=2)
     network = space.build_network(space.architecture(BEST), 10).eval()

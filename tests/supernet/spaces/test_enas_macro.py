@@ -52,6 +52,14 @@ def test_choices_are_in_the_order_of_the_controller() -> None:
     assert len(ENASMacro().choices) == 12 + 66
 
 
+def test_the_controllers_state_at_the_layer_that_reads_a_state_stands_for_it() -> None:
+    """As in the official code, where skip i of a layer is of the i-th layer's input."""
+    assert small(4).anchors == {
+        "skip_0_2": "layer_1", "skip_0_3": "layer_1", "skip_1_3": "layer_2",
+        "skip_0_4": "layer_1", "skip_1_4": "layer_2", "skip_2_4": "layer_3",
+    }  # fmt: skip
+
+
 def test_sampling_is_uniform() -> None:
     space, generator = small(3), torch.Generator().manual_seed(0)
     drawn = Counter(space.sample(generator) for _ in range(10 * space.size))

@@ -277,6 +277,21 @@ def test_widths_share_weights() -> None:
         assert torch.equal(narrow, wide[tuple(map(slice, narrow.shape))])
 
 
+@pytest.mark.parametrize("skip", ["none", "identity", "pool"])
+def test_a_path_of_the_supernet_is_the_derived_network(skip: str) -> None:
+    """The first block keeps side and width, yet its first layer has no skip."""
+    space = MnasNet(**SMALL)
+    architecture = settle(
+        space, op_1="conv", skip_1=skip, layers_1="+1", op_2="mbconv3", skip_2=skip, width_2="75"
+    )
+    supernet, network = space.build_supernet(10).eval(), space.build_network(architecture, 10)
+    inherit_weights(supernet, network.eval(), dict(architecture))
+    images = torch.randn(SHAPE)
+    with torch.no_grad():
+        found = supernet(images, one_hot(architecture, space.choices))
+        torch.testing.assert_close(found, network(images))
+
+
 def test_what_is_not_run_has_no_gradient() -> None:
     space = MnasNet(**SMALL)
     supernet: Any = space.build_supernet(10)

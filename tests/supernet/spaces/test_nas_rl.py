@@ -52,6 +52,12 @@ def test_choices_are_in_the_order_of_the_controller() -> None:
     assert space.by_name["stride_width_2"].options == ("1", "2", "3")
 
 
+def test_the_controllers_state_where_a_layer_begins_stands_for_it() -> None:
+    assert NasRL(num_layers=3).anchors == {
+        "skip_1_2": "height_1", "skip_1_3": "height_1", "skip_2_3": "height_2"
+    }  # fmt: skip
+
+
 def test_sampling_is_uniform() -> None:
     """Each option of each choice, and pairs of skips."""
     space, generator = NasRL(num_layers=3), torch.Generator().manual_seed(0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations, product
 from typing import Any
 
@@ -18,6 +19,7 @@ from supernet.estimators.base import Estimate, Estimator
 from supernet.estimators.zero_cost import ZeroCost
 from supernet.space import SearchSpace
 from supernet.spaces.pnas import PNAS
+from supernet.strategies import progressive, surrogate
 from supernet.strategies.base import Problem, Run
 from supernet.strategies.growth import Cell, Growth, canonical, expand
 from supernet.strategies.progressive import Progressive
@@ -186,10 +188,13 @@ def test_the_surrogate_ranks_larger_cells_than_it_saw() -> None:
 
 
 def test_a_member_is_fitted_to_all_parts_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = []
+    rows, rates = [], []
 
-    def keep(self: Any, member: Any, blocks: Any, present: Any, targets: Any, *_: Any) -> Any:
+    def keep(
+        self: Any, member: Any, blocks: Any, present: Any, targets: Any, lr: float, _: Any
+    ) -> Any:
         rows.append(set(targets.tolist()))
+        rates.append(lr)
         return member
 
     monkeypatch.setattr(Surrogate, "_train", keep)
@@ -197,6 +202,9 @@ def test_a_member_is_fitted_to_all_parts_but_one(monkeypatch: pytest.MonkeyPatch
     make_surrogate().fit(cells, range(len(cells)), 3, 2, torch.Generator())
     assert len(rows) == 5 and {len(part) for part in rows} == {len(cells) * 4 // 5}
     assert set.intersection(*rows) == set() and len(set.union(*rows)) == len(cells)
+    cells += expand(cells[:1], 2)
+    make_surrogate().fit(cells, range(len(cells)), 4, 2, torch.Generator())
+    assert rates == [0.01] * 5 + [0.005] * 5
 
 
 def test_predictions_depend_on_the_generator_alone_and_not_on_smaller_cells_beside() -> None:
@@ -219,6 +227,11 @@ def test_equal_and_lost_accuracies_can_be_fitted(accuracies: list[float]) -> Non
     cells = expand([()], 1)
     ensemble = make_surrogate().fit(cells, accuracies, 3, 1, torch.Generator())
     assert torch.tensor(ensemble.predict(cells)).isfinite().all()
+
+
+def test_who_has_no_accuracy_is_fitted_as_the_worst() -> None:
+    found = surrogate._standardised([2.0, -math.inf, 5.0, math.nan]).tolist()
+    assert found == pytest.approx([-(3**-0.5), -(3**-0.5), 3**0.5, -(3**-0.5)])
 
 
 # ---- search
@@ -252,6 +265,29 @@ def test_cells_grow_and_the_journal_says_how_well_they_were_predicted(
     best = answer.best(None)
     assert num_blocks_of(best) == 3 and answer.num_judged == 56
     assert answer.judged(best)[0] == max(r["accuracy"] for r in journal if r["phase"] == "rank")
+
+
+def test_the_best_of_the_largest_cells_are_expanded_and_the_surrogate_is_fitted_to_all(
+    make_case: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expanded, fitted, fit = [], [], Surrogate.fit
+
+    def spy_expand(cells: Sequence[Cell], num_operations: int) -> list[Cell]:
+        expanded.append(list(cells))
+        return expand(cells, num_operations)
+
+    def spy_fit(self: Any, cells: Any, accuracies: Any, *others: Any) -> Any:
+        fitted.append(dict(zip(cells, accuracies, strict=True)))
+        return fit(self, cells, accuracies, *others)
+
+    monkeypatch.setattr(progressive, "expand", spy_expand)
+    monkeypatch.setattr(Surrogate, "fit", spy_fit)
+    make_search(beam=3, epochs=2).search(make_case(), make_run())
+    assert [len(judged) for judged in fitted] == [36, 36 + 3]
+    for size, judged in enumerate(fitted, start=1):
+        worth = sorted(judged[cell] for cell in judged if len(cell) == size)
+        assert sorted(judged[cell] for cell in expanded[size - 3]) == worth[-3:]
+        assert {len(cell) for cell in expanded[size - 3]} == {size}
 
 
 @SLOW

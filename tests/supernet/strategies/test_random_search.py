@@ -10,6 +10,7 @@ from supernet.answer import Answer
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
 from supernet.engine import Diverged
+from supernet.estimators.base import Estimate, Estimator
 from supernet.estimators.short_training import ShortTraining
 from supernet.mixed_ops.one_shot import OneShot
 from supernet.mixed_ops.softmax import Softmax
@@ -59,6 +60,30 @@ def test_it_draws_others_than_the_ranking_of_a_supernet(
     make_search(num_evaluations=6).search(problem, make_run())
     ranked = Ranking(num_candidates=6, bn_batches=1, batch_size=10)._sample(problem)
     assert len(judge.architectures) == 6 and judge.architectures != ranked
+
+
+class Score(Estimator):
+    judge = "letters"
+
+    def __init__(self) -> None:
+        self.asked: list[Architecture] = []
+
+    def prepare(self, problem: Any, run: Run, saved: Any) -> None:
+        pass
+
+    def estimate(self, architecture: Architecture) -> Estimate:
+        self.asked.append(architecture)
+        return Estimate(quality(architecture), 0.0)
+
+
+def test_a_prefilter_proposes_the_one_that_it_likes_best_of_those_drawn(
+    make_search, make_tried
+) -> None:
+    search = make_search(prefilter=(score := Score()), num_drawn=3)
+    proposals = search.propose(make_tried(share=1.0), torch.Generator())
+    for count in range(1, 5):
+        assert next(proposals) == [max(score.asked[-3:], key=quality)]
+        assert len(score.asked) == 3 * count
 
 
 @pytest.mark.parametrize(("share", "uppers"), [(0.9, {}), (1.0, {"params": 1900.0})])
@@ -144,7 +169,7 @@ def test_networks_are_really_trained(make_search, make_tried, make_run, recipe: 
 
 @pytest.mark.parametrize("name", ["num_evaluations", "seconds"])
 def test_bounds_of_zero_are_refused(name: str, make_search) -> None:
-    with pytest.raises(ValueError, match=f"strategy.{name} must be above 0; got 0"):
+    with pytest.raises(ValueError, match=f"strategy.{name} must be a .* above 0; got 0"):
         make_search(**{name: 0})
 
 

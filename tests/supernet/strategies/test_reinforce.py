@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -326,6 +327,21 @@ def test_the_baseline_is_a_moving_average_that_begins_with_the_first_rewards() -
         policy.update([policy.draw() for _ in worth], worth)
         found.append(policy.baseline)
     assert found == pytest.approx([0.3, 0.9 * 0.3 + 0.1 * 0.6, 0.9 * 0.33 + 0.1 * 0.5])
+
+
+def test_an_update_follows_its_own_draws_alone() -> None:
+    """Where they are worth what was expected, nothing moves, whatever there was before."""
+    descent = {"opt": "momentum", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+    policy = make_strategy(optimizer=descent).policy(NasBench201(in_chans=1), torch.Generator())
+    states = [copy.deepcopy(policy.controller.state_dict())]
+    for worth in ([0.2, 0.4], [0.3, 0.3]):
+        policy.update([policy.draw() for _ in worth], worth)
+        states.append(copy.deepcopy(policy.controller.state_dict()))
+    moved = [
+        any(not torch.equal(value, after[name]) for name, value in before.items())
+        for before, after in itertools.pairwise(states)
+    ]
+    assert moved == [True, False]
 
 
 def test_the_controller_is_told_of_each_draw_and_gives_up_where_none_in_a_row_is_feasible(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,16 +137,23 @@ def test_a_second_search_in_the_problem_trains_nothing(
     assert len(steps) == EPOCHS * STEPS  # another supernet is trained
 
 
-@pytest.mark.parametrize(("num_images", "judging"), [(None, 60), (1, 25), (26, 50), (1000, 60)])
+@pytest.mark.parametrize(
+    ("num_images", "judging"), [(None, 60), (1, 25), (25, 25), (26, 50), (1000, 60)]
+)
 def test_a_part_of_the_architecture_half_may_judge(
     num_images: int | None, judging: int, make_problem
 ) -> None:
-    judge = Inherited(make_problem(SinglePath()), 25, 2, num_images=num_images)
+    problem = make_problem(SinglePath())
+    weight_half, half = problem.data.search_splits(0)
+    by_class = half.indices[half.labels.argsort(stable=True).numpy()]
+    halves = weight_half, replace(half, indices=by_class)
+    data = SimpleNamespace(search_splits=lambda _: halves)
+    judge = Inherited(replace(problem, data=data), 25, 2, num_images=num_images)
     batches = [list(judge._judges()) for _ in range(2)]
     labels = [torch.cat([y for _, y in found]).tolist() for found in batches]
     assert labels[0] == labels[1] and len(labels[0]) == judging
     assert all(torch.equal(a[0], b[0]) for a, b in zip(*batches, strict=True))
-    assert len(set(labels[0])) == 10  # though a half may be sorted
+    assert len(set(labels[0])) == 10  # though the half is sorted
 
 
 def test_logits_are_refused_before_anything_is_trained(make_shared, make_run) -> None:

@@ -14,6 +14,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 import supernet_conf
+from latency.traced import TracedCost
 from supernet.answer import Answer
 from supernet.checkpoint import load_checkpoint
 from supernet.choice import Architecture
@@ -251,6 +252,58 @@ def test_a_search_without_one_proposal_says_so(
     monkeypatch.setattr(Problem, "is_feasible", lambda *_: False)
     with pytest.raises(Infeasible, match="proposed no architecture within the space's constraints"):
         make(name, 3).search(problem, make_run())
+
+
+class Hidden(Count):
+    """Counts likewise, but by the loss alone: accuracies have the opposite order."""
+
+    def estimate(self, architecture: Architecture) -> Estimate:
+        accuracy = super().estimate(architecture).accuracy
+        return Estimate(-accuracy, -accuracy)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "progressive"])
+def test_each_goes_by_rewards_whatever_accuracies_are(
+    name: str, make_tried: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    for count in (Count(), Hidden()):
+        problem, strategy = make_tried(estimator=count, space=SPACES["nasbench201"]), make(name, 18)
+        if name == "reinforce":
+            strategy.optimizer["lr"] = 0.03  # else it has learned nothing in so few steps
+        if isinstance(count, Hidden):
+            monkeypatch.setattr(type(problem.objective), "rank", lambda *given: given[2])
+        answer = strategy.search(problem, make_run(type(count).__name__))
+        asked.append([*count.asked, answer.best(None)])
+    assert asked[0] == asked[1]
+
+
+def test_an_optimiser_is_told_rewards_and_that_what_is_out_of_bounds_failed(
+    make_tried: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = bayesian._import_optuna()
+    told, tell = [], optuna.Study.tell
+
+    def spy(self: Any, trial: Any, *values: float, **state: Any) -> Any:
+        told.append((*values, *state.values()))
+        return tell(self, trial, *values, **state)
+
+    monkeypatch.setattr(optuna.Study, "tell", spy)
+    problem = make_tried(estimator=Count(), space=SPACES["nasbench201"], share=0.6)
+    monkeypatch.setattr(type(problem.objective), "rank", lambda _, accuracy, loss, cost: cost)
+    make("bayesian").search(problem, make_run())
+    costs = [problem.cost.of(architecture) for architecture in problem.estimator.asked]
+    failed = (optuna.trial.TrialState.FAIL,)
+    assert failed in told and [one for one in told if one != failed] == [(-c,) for c in costs]
+
+
+def test_the_journal_has_all_costs(make_tried: Any, make_run: Any) -> None:
+    problem, run = make_tried(estimator=Count(), share=1.0), make_run()
+    problem = replace(problem, costs=(problem.cost, TracedCost("params", 10, (1, 1, 8, 8))))
+    make("random", 2).search(problem, run)
+    records = read_journal(run.folder / "metrics.jsonl")
+    expected = [{c.name: c.of(a) for c in problem.costs} for a in problem.estimator.asked]
+    assert [record["costs"] for record in records] == expected and "params" in expected[0]
 
 
 class Twice(Trials):
