@@ -44,7 +44,7 @@ def recipe(module: nn.Module) -> str:
 
 
 def _arguments(module: nn.Module) -> list[str]:
-    cls = type(module)
+    cls: type = type(module)
     signature = _signature(cls)
     attributes = {name: value for name, value in vars(module).items() if name not in _INTERNALS}
     if _is_torch(cls):  # the rest is derived from its arguments
