@@ -44,8 +44,8 @@ def recipe(module: nn.Module) -> str:
 
 
 def _arguments(module: nn.Module) -> list[str]:
-    cls = type(module)
-    signature = _signature(cls)  # type: ignore[arg-type]  # of a type, mypy sees no hash
+    cls: type = type(module)
+    signature = _signature(cls)
     attributes = {name: value for name, value in vars(module).items() if name not in _INTERNALS}
     if _is_torch(cls):  # the rest is derived from its arguments
         attributes = {name: value for name, value in attributes.items() if name in signature}
