@@ -137,13 +137,19 @@ def warn_unvalidated(measured: Measured, space: SearchSpace) -> None:
         )
 
 
-def measure_run(run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace) -> Measured:
-    """The same for a finished run, with the table in its folder."""
+def measure_run(
+    run_cfg: DictConfig, run: Path, data: Data, space: SearchSpace, main: bool = True
+) -> Measured:
+    """The same for a finished run, with what was measured in its folder.
+
+    Args:
+        main: whether this process measures.
+    """
     path = run / "latency_table.json"
     if not space.additive:
         measured = measure_space(run_cfg, data, space, with_table=False)
         if needs_table(run_cfg):
-            measured.measure_whole(space, run)
+            measured.measure_whole(space, run, main)
         return measured
     own = {"table": str(path), "allow_other_target": True}
     cfg = merged(run_cfg, {"latency": own})

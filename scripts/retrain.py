@@ -62,7 +62,7 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
     derived = Architecture.load(cfg.get("architecture") or run / "architecture.json")
     space = SearchSpace.of(derived)
     restrict(space, run_cfg)
-    measured = measure_run(run_cfg, run, data, space)
+    measured = measure_run(run_cfg, run, data, space, accelerator.is_main_process)
     cost = measured.cost(space, run_cfg.objective.cost)
     budget = read_json(run / "result.json", "result")["budget"]
     seed: int = run_cfg.seed
@@ -102,8 +102,11 @@ def retrain_networks(run_cfg: DictConfig, cfg: DictConfig, run: Path, folder: Pa
                 resume=cfg.resume,
             )
         entries.append(entry)
+    predict = measured.on_target(space).predict
+    for entry, architecture in zip(entries, architectures.values(), strict=True):
+        entry["predicted_ms"] = predict and predict(architecture)
     if accelerator.is_main_process:
-        _measure(entries, list(architectures.values()), measured, space, data)
+        _measure(entries, list(architectures.values()), measured, space)
         write_json(folder / "result.json", {"networks": entries, "budget": budget})
 
 
@@ -154,16 +157,14 @@ def _measure(
     architectures: list[Architecture],
     measured: Measured,
     space: SearchSpace,
-    data: Data,
 ) -> None:
-    """Add predicted and measured latency and MACs; all networks are timed in turns."""
-    macs, predict = measured.cost(space, "macs"), measured.on_target(space).predict
+    """Add measured latency and MACs; all networks are timed in turns."""
+    macs = measured.cost(space, "macs")
     timings: list[Any] = [None] * len(entries)
     if measured.is_here:
         found = measured.networks(space, architectures)
         timings = [asdict(one.measurement) for one in found]
     for entry, architecture, timing in zip(entries, architectures, timings, strict=True):
-        entry["predicted_ms"] = predict and predict(architecture)
         entry["measured_ms"] = timing
         entry["macs"] = round(macs.of(architecture))
 
