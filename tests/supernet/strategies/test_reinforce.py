@@ -354,7 +354,12 @@ def test_the_controller_is_told_of_each_draw_and_gives_up_where_none_in_a_row_is
     """Every second draw is infeasible; then all are."""
     monkeypatch.setattr(reinforce, "MAX_REPEATS", 6)
     told: list[list[float | None]] = []
-    monkeypatch.setattr(Policy, "update", lambda self, drawn, worth: told.append(worth))
+
+    def update(self: Policy, drawn: Any, worth: list[float | None]) -> None:
+        told.append(worth)
+        self.baseline = 0.3
+
+    monkeypatch.setattr(Policy, "update", update)
     left = iter([True, False] * 20 + [False] * 40)
     monkeypatch.setattr(Problem, "is_feasible", lambda *_: next(left))
     space = NasBench201(in_chans=1, img_size=8, widths=[2, 4], num_cells=1)
