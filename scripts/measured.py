@@ -57,7 +57,7 @@ class Measured:
         a run folder.
 
         Raises:
-            ValueError: the target is not at hand, or a latency table is given.
+            ValueError: the target is not at hand.
         """
         if not self.is_here:
             raise ValueError(

@@ -598,7 +598,8 @@ def test_a_space_whose_costs_are_no_sums_runs_through(commands: Any, tmp_path: P
     network = SearchSpace.of(architecture).build_network(architecture, 10)
     assert result["costs"]["params"] == sum(p.numel() for p in network.parameters()) <= 80000
     peak = result["limits"]["peak_memory"]["derived"]
-    assert peak == peak_memory(network, (1, 1, 8, 8)) <= 60000
+    assert all(r["costs"].keys() == {"macs", "params", "peak_memory"} for r in records)
+    assert peak == result["costs"]["peak_memory"] == peak_memory(network, (1, 1, 8, 8)) <= 60000
     commands.succeed("derive", "run=run", "output=again", cwd=tmp_path)
     assert Architecture.load(tmp_path / "again" / "architecture.json") == architecture
     short = ["recipe.epochs=1", "recipe.batch_size=16", "recipe.scheduler.warmup_epochs=0"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from latency.memory import peak_memory
 from supernet.spaces.nasbench201 import NasBench201
 
 SPACE = NasBench201(in_chans=1, img_size=8, widths=[4, 8], num_cells=1)
@@ -47,6 +48,8 @@ def test_an_oracle_says_so_everywhere(commands: Any, table: Path, tmp_path: Path
         result = read(folder / "result.json")
         assert result["oracle"] is True and "oracle" in result["judged_by"]
         assert result["evaluations"] == 12 and result["costs"]["params"] == result["predicted"]
+        cell = SPACE.build_network(SPACE.architecture(result["architecture"]), 10)
+        assert result["costs"]["peak_memory"] == peak_memory(cell, (1, 1, 8, 8))
         chosen = list(result["architecture"].values()).count("nor_conv_3x3")
         assert result["accuracy"] == 50 + 5 * chosen
     assert "oracle" in (tmp_path / "sweep" / "progress.html").read_text()

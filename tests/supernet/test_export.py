@@ -55,9 +55,9 @@ def loader_of_the_docstring() -> str:
     return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
 
 
-@pytest.fixture
-def exported(tmp_path: Path, unsettle: Unsettle) -> Path:
-    """A folder of each case, and what their networks say to the same images."""
+@pytest.mark.slow
+def test_timm_alone_loads_the_export(tmp_path: Path, unsettle: Unsettle) -> None:
+    """Every case in one process, which cannot import this package."""
     space = MBConv(stem_chs=24, first_chs=16, stages=STAGES, head_chs=100, act="hard_swish")
     images, expected = torch.randn(3, 3, 64, 64), []
     for number, zeros in enumerate(ZEROS.values()):
@@ -69,12 +69,15 @@ def exported(tmp_path: Path, unsettle: Unsettle) -> Path:
     save_file(
         {"images": images, "logits": torch.stack(expected)}, tmp_path / "expected.safetensors"
     )
-    return tmp_path
-
-
-PROGRAM = f"""
+    program = f"""
 import os, sys
 
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("supernet", "latency"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
 try:
     import supernet
 except ModuleNotFoundError:
@@ -94,37 +97,9 @@ for number, logits in enumerate(expected["logits"]):
     os.chdir("..")
 print(number + 1, "networks compared")
 """
-
-
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_the_docstrings_lines_load_the_export_and_import_nothing_of_ours(
-    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("supernet", "latency"):
-        for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
-            monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.chdir(exported)
-    exec(PROGRAM, {})
-    assert capsys.readouterr().out == f"{len(ZEROS)} networks compared\n"
-
-
-@pytest.mark.slow
-def test_timm_alone_loads_the_export(exported: Path) -> None:
-    """Every case in one process, which cannot import this package."""
-    program = f"""
-import sys
-
-class Absent:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in ("supernet", "latency"):
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-{PROGRAM}
-"""
     done = subprocess.run(
         [sys.executable, "-I", "-c", program],
-        cwd=exported, capture_output=True, text=True, timeout=240,
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len(ZEROS)} networks compared\n"

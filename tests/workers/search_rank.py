@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from supernet.choice import Architecture
 from supernet.data.digits import Digits
 from supernet.derive import reachable
 from supernet.engine import make_accelerator
-from supernet.estimators.base import Estimator
 from supernet.estimators.from_scratch import FromScratch
 from supernet.estimators.shared_weights import SharedWeights
 from supernet.mixed_ops.base import MixedOp
@@ -94,6 +94,19 @@ def finish(result: dict[str, Any], folder: Path, accelerator: Accelerator) -> No
     torch.distributed.destroy_process_group()
 
 
+def try_some(problem: Problem, run: Run, folder: Path) -> dict[str, Any]:
+    """Architectures that are trained, each in one process, and measured in the first."""
+
+    def measure(architecture: Architecture) -> float:
+        assert run.main
+        return problem.cost.of(architecture) / 7
+
+    latency = WholeLatency(problem.space, measure, folder / "known.jsonl", run.main)
+    estimator = FromScratch(recipe=RECIPE, num_images=60, steps=3)
+    problem = replace(problem, estimator=estimator, costs=(latency,))
+    return {"ranked": RandomSearch(num_evaluations=3).search(problem, run).ranked}
+
+
 def main(folder: Path, name: str) -> None:
     accelerator = make_accelerator("no", "cpu")
     torch.manual_seed(accelerator.process_index)  # the weights must be agreed on all the same
@@ -104,34 +117,19 @@ def main(folder: Path, name: str) -> None:
     objective.prepare(reachable(space, cost), cost.unit)
     data = Digits(img_size=8, pad=1, train_limit=120)
     supernet = space.build_supernet(10, relaxation.build)
-    estimator: Estimator | None = None
     run = Run(folder / "run", accelerator.is_main_process, NoTracker())
+    problem = Problem(space, supernet, relaxation, objective, cost, data, accelerator, 0)
     if name == "from_scratch":
-        estimator = FromScratch(recipe=RECIPE, num_images=60, steps=3)
-        strategy = RandomSearch(num_evaluations=3)
-
-
-        def measure(architecture: Architecture) -> float:
-            assert accelerator.is_main_process
-            return cost.of(architecture) / 7
-
-        path, main_process = folder / "known.jsonl", accelerator.is_main_process
-        problem = Problem(
-            space, supernet, relaxation, objective, cost, data, accelerator, 0,
-            estimator=estimator, costs=(WholeLatency(space, measure, path, main_process),),
-        )  # fmt: skip
-        finish({"ranked": strategy.search(problem, run).ranked}, folder, accelerator)
+        finish(try_some(problem, run, folder), folder, accelerator)
         return
     if name == "shared_weights":
         estimator = SharedWeights(**COMMON, judge_batch_size=30, bn_batches=2)
+        problem = replace(problem, estimator=estimator)
         strategy, trainer = RandomSearch(num_evaluations=3), estimator.training
     else:
         strategy = trainer = (
             make_enas() if name == "enas" else make_first_order(FirstOrder, warmup_epochs=1)
         )
-    problem = Problem(
-        space, supernet, relaxation, objective, cost, data, accelerator, 0, estimator=estimator
-    )
     states = []
     original = trainer.weight_step
     labels = []

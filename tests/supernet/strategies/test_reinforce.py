@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -93,11 +93,10 @@ def test_shared_genes_have_one_embedding_and_one_softmax() -> None:
     assert len(shared.heads) == len(shared.embeddings) == 2
 
 
-def test_skips_are_decided_by_attention() -> None:
-    """By the formula of ENAS, with the LSTM run by hand."""
-    controller = make_controller(GENES[:3])
+def make_step(controller: Controller) -> Callable[[Tensor], Tensor]:
+    """The LSTM, run by hand from its beginning."""
     zero = torch.zeros(1, 5, dtype=torch.float64)
-    state = [(zero, zero), (zero, zero)]
+    state = [(zero, zero) for _ in controller.cells]
 
     def step(x: Tensor) -> Tensor:
         for index, cell in enumerate(controller.cells):
@@ -105,6 +104,13 @@ def test_skips_are_decided_by_attention() -> None:
             x = state[index][0]
         return x
 
+    return step
+
+
+def test_skips_are_decided_by_attention() -> None:
+    """By the formula of ENAS."""
+    controller = make_controller(GENES[:3])
+    step = make_step(controller)
     first = step(controller.start)
     step(controller.embeddings[0](torch.tensor([1])))
     current = step(controller.embeddings[0](torch.tensor([0])))
@@ -148,20 +154,12 @@ def test_divergences_are_summed_over_a_layer_and_averaged_over_layers() -> None:
 
 def test_after_skips_comes_the_sum_of_what_is_read_over_one_more() -> None:
     controller = make_controller(GENES[:4], {"b_reads_a": "a"})
-    zero = torch.zeros(1, 5, dtype=torch.float64)
     for option in ("join", "cut"):
-        state = [(zero, zero), (zero, zero)]
-
-        def step(x: Tensor, state: list[tuple[Tensor, Tensor]] = state) -> Tensor:
-            for index, cell in enumerate(controller.cells):
-                state[index] = cell(x, state[index])
-                x = state[index][0]
-            return x
-
+        step = make_step(controller)
         first = step(controller.start)
         step(controller.embeddings[0](torch.tensor([0])))
         step(controller.embeddings[0](torch.tensor([0])))
-        last = step(first / 2 if option == "join" else zero)
+        last = step(first / 2 if option == "join" else torch.zeros_like(first))
         expected = torch.log_softmax(SQUASH(controller.heads[1](last)[0]), dim=0)
         genes = {"a": "x", "b": "x", "b_reads_a": option}
         p, q = (controller(genes={**genes, "c": c}).log_prob for c in ("p", "q"))

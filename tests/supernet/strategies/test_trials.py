@@ -306,6 +306,25 @@ def test_the_journal_has_all_costs(make_tried: Any, make_run: Any) -> None:
     assert [record["costs"] for record in records] == expected and "params" in expected[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("random", 1000, "RandomSearch ended early: nothing that it proposed any more was new"),
+        ("aging_evolution", 3, "AgingEvolution draws its first 4 architectures at random, and no"),
+        ("evolution", 4, "Evolution draws its first 4 architectures at random, and no more than 4"),
+        ("evolution", 5, None),
+    ],
+)
+def test_a_search_that_is_not_what_was_asked_for_says_so(
+    name: str, number: int, message: str | None, make_tried: Any, make_run: Any, caplog: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(trials, "MAX_REPEATS", 60)
+    make(name, number).search(make_tried(estimator=Count(), share=1.0), make_run())
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == (message is not None) and (message or "") in "".join(warned)
+
+
 class Twice(Trials):
     """Proposes each architecture twice, and keeps what it is told."""
 
